@@ -1,0 +1,271 @@
+"""The three-partition KV cache (method 3; paper section 3.2 and 3.3).
+
+Every layer has one buffer of keys and one of values, allocated once:
+
+    [ sink blocks | ring of recent blocks, one slot for the current block | mid slots | room for one reduced block ]
+
+A block is written where it will live. Attention does not care about the order of keys, so what is valid is a prefix of
+the buffer, and nothing is concatenated or moved in the loop.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .archive import Archive
+from .config import Layout, ModelShape
+from .positions import Anchors, anchors
+from .rope import Rotation, block_positions, centres, grid_positions, rotate, rotate_, rotation, temporal_rotation
+from .selection import affinity, sampled_queries, scored_heads, token_sum, top_k
+
+
+class Cache:
+    """Keys and values of the history, and of the block being made.
+
+    The life of a block: `begin(i)`; then for each denoising step and layer `select` (in the first step), `write` and
+    `context`; in the clean pass also `write_reduced` and `reduced_context`; then `end`. While `begin`..`end` runs, the
+    history is what the configuration's partition says for block i.
+
+    Tensors of queries, keys and values are [B, L, H, D].
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        model: ModelShape,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        batch: int = 1,
+    ) -> None:
+        self.layout = layout
+        self.config = layout.config
+        self.model = model
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.batch = batch
+        self.archive = Archive(self.config, self.device)
+        self.heads = scored_heads(model.heads, self.config.head_fraction)
+        # Angles keep the precision of the cache, so that a float64 cache is exact to float64.
+        self._angle_dtype = torch.promote_types(dtype, torch.float32)
+
+        full, reduced = layout.tokens_per_block, layout.compressed_tokens_per_block if self.config.top_k else 0
+        self._ring_slots = self.config.recent_blocks + 1
+        self._mid_start = (self.config.sink_blocks + self._ring_slots) * full
+        capacity = self._mid_start + (self.config.top_k + 1) * reduced
+        self.keys = [self._empty(capacity) for _ in range(model.layers)]
+        self.values = [self._empty(capacity) for _ in range(model.layers)]
+        # Reduced keys and values of the current block, at their base positions, until `end` archives them.
+        self._reduced = torch.empty(
+            (model.layers, 2, batch, reduced, model.heads, model.head_dim), device=self.device, dtype=dtype
+        )
+        self._key_sums = torch.empty(
+            (model.layers, batch, self.heads, model.head_dim), device=self.device, dtype=self._angle_dtype
+        )
+
+        size = layout.size
+        self._sampled = sampled_queries(full, self.config.query_fraction).to(self.device)
+        # Scores compare content: height and width are rotated, time is not (method 5).
+        self._content_queries = self._rotation(block_positions(0, self.config.block_frames, size.rows, size.columns))
+        self._content_queries = self._content_queries[self._sampled]
+        self._content_keys = self._rotation(self._reduced_positions(torch.zeros(layout.compressed_frames)))
+
+        self.block = -1
+        self.anchors = Anchors((), (), (), 0.0)
+        self._mid_rotations: list[Rotation] = []
+        self._slot_anchor: dict[int, float] = {}  # full-resolution slot -> position at which its keys stand
+        self._mid_content: list[list[tuple[int, float, float] | None]] = [
+            [None] * self.config.top_k for _ in range(model.layers)
+        ]
+        self.selected: list[list[int] | None] = [None] * model.layers
+        self.mid_slots_written = 0
+        self.recent_rotated = 0
+
+    # ------------------------------------------------------------------ positions
+
+    @property
+    def _base_times(self) -> Tensor:
+        """Times of a reduced block's token frames, counted from the block's first latent frame."""
+        return centres(self.layout.compressed_frames, self.layout.temporal_stride)
+
+    def _reduced_positions(self, times: Tensor) -> Tensor:
+        size = self.layout.size
+        return grid_positions(times, centres(size.compressed_rows, 4), centres(size.compressed_columns, 4))
+
+    def _rotation(self, positions: Tensor) -> Rotation:
+        return rotation(positions, self.model.head_dim, self._angle_dtype).to(self.device)
+
+    def _temporal_rotation(self, offsets: Tensor) -> Rotation:
+        return temporal_rotation(offsets, self.model.head_dim, self._angle_dtype).to(self.device)
+
+    # ------------------------------------------------------------------ the life of a block
+
+    def begin(self, block: int) -> None:
+        """Makes room for block `block`, which must follow the block before, and re-anchors what moved."""
+        if block != self.block + 1:
+            raise ValueError(f"block {block} cannot follow block {self.block}")
+        self.block = block
+        self.partition = self.config.partition(block)
+        before, self.anchors = self.anchors, anchors(self.config, block)
+        if self.anchors.mid != before.mid:  # they stay the same once all slots are in use
+            self._mid_rotations = [self._mid_rotation(anchor) for anchor in self.anchors.mid]
+        self.selected = [None] * self.model.layers
+        self.mid_slots_written = 0
+        self.recent_rotated = 0
+        self._rotate_recent()
+
+        size = self.layout.size
+        full = block_positions(self.anchors.current, self.config.block_frames, size.rows, size.columns)
+        self._current_rotation = self._rotation(full)
+        self._reduced_rotation = self._rotation(self._reduced_positions(self.anchors.current + self._base_times))
+        self._reduced_base = self._rotation(self._reduced_positions(self._base_times))
+        self._slot_anchor[self._slot(block)] = self.anchors.current
+
+    def _slot(self, block: int) -> int:
+        """Slot of a block at full resolution: sinks first, then the ring."""
+        sinks = self.config.sink_blocks
+        return block if block < sinks else sinks + (block - sinks) % self._ring_slots
+
+    def _slot_tokens(self, block: int) -> slice:
+        start = self._slot(block) * self.layout.tokens_per_block
+        return slice(start, start + self.layout.tokens_per_block)
+
+    def _rotate_recent(self) -> None:
+        for block, target in zip(self.partition.recent, self.anchors.recent, strict=True):
+            offset = target - self._slot_anchor[self._slot(block)]
+            if offset == 0:
+                continue
+            tokens = self._slot_tokens(block)
+            by = self._temporal_rotation(torch.full((1,), offset))
+            for keys in self.keys:
+                rotate_(keys[:, tokens], by)
+            self._slot_anchor[self._slot(block)] = target
+            self.recent_rotated += 1
+
+    def end(self) -> None:
+        """Closes the block after its clean pass: its reduced form, if it will be read, enters the archive."""
+        if self.config.becomes_mid(self.block):
+            self.archive.append(self._reduced, self._key_sums)
+
+    # ------------------------------------------------------------------ selection
+
+    def select(self, layer: int, queries: Tensor) -> None:
+        """Chooses the layer's mid blocks by the current block's queries (not rotated), and fills the mid slots.
+
+        Does nothing when the layer has chosen for this block already: the choice of the first denoising step holds for
+        the other steps and for the clean pass.
+        """
+        if self.selected[layer] is not None:
+            return
+        mids = self.partition.mid
+        count = len(self.anchors.mid)
+        if count == 0:
+            chosen = []
+        elif count == len(mids):
+            chosen = list(mids)
+        elif self.config.selection == "recency":
+            chosen = list(mids[-count:])
+        else:
+            sampled = rotate(queries[:, self._sampled, : self.heads], self._content_queries)
+            scores = affinity(token_sum(sampled, self.heads), self.archive.key_sums(layer, len(mids)))
+            chosen = [mids[m] for m in top_k(scores, count)]
+        self.selected[layer] = chosen
+        self._fill_mid_slots(layer, chosen)
+
+    def _fill_mid_slots(self, layer: int, chosen: list[int]) -> None:
+        """Copies chosen blocks into the slots that do not hold them yet, and rotates their keys into place."""
+        size = self.layout.compressed_tokens_per_block
+        for slot, (block, anchor) in enumerate(zip(chosen, self.anchors.mid, strict=True)):
+            content = (block, anchor, self.anchors.mid_scale)
+            if self._mid_content[layer][slot] == content:
+                continue
+            start = self._mid_start + slot * size
+            target = slice(start, start + size)
+            keys, values = self.archive.read(block - self.config.sink_blocks, layer)
+            self.keys[layer][:, target].copy_(keys, non_blocking=True)
+            self.values[layer][:, target].copy_(values, non_blocking=True)
+            rotate_(self.keys[layer][:, target], self._mid_rotations[slot])
+            self._mid_content[layer][slot] = content
+            self.mid_slots_written += 1
+
+    def _mid_rotation(self, anchor: float) -> Rotation:
+        """From a reduced block's base position to the mid slot at `anchor`."""
+        offsets = anchor + (self.anchors.mid_scale - 1) * self._base_times
+        per_frame = self.layout.size.compressed_rows * self.layout.size.compressed_columns
+        return self._temporal_rotation(offsets.repeat_interleave(per_frame))
+
+    # ------------------------------------------------------------------ the current block
+
+    @property
+    def _mid_tokens(self) -> int:
+        return len(self.anchors.mid) * self.layout.compressed_tokens_per_block
+
+    @property
+    def _valid(self) -> int:
+        """Length of the valid prefix: full-resolution slots in use, then the selected mid blocks."""
+        slots = min(self.block + 1, self.config.sink_blocks + self._ring_slots)
+        return slots * self.layout.tokens_per_block + self._mid_tokens
+
+    def rotate_queries(self, queries: Tensor) -> Tensor:
+        return rotate(queries, self._current_rotation)
+
+    def rotate_reduced_queries(self, queries: Tensor) -> Tensor:
+        return rotate(queries, self._reduced_rotation)
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Writes the current block's keys (rotated here) and values [B, N, H, D] into its slot."""
+        tokens = self._slot_tokens(self.block)
+        self.keys[layer][:, tokens] = rotate(keys, self._current_rotation)
+        self.values[layer][:, tokens] = values
+
+    def context(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values that the current block attends to, itself included: views of the buffers."""
+        return self.keys[layer][:, : self._valid], self.values[layer][:, : self._valid]
+
+    def write_reduced(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Keeps the reduced block's keys (not rotated) and values [B, N_c, H, D] for the archive and for its attention.
+
+        The archive's copy stands at its base position; the key sum has no temporal rotation.
+        """
+        self._reduced[layer, 0] = rotate(keys, self._reduced_base)
+        self._reduced[layer, 1] = values
+        self._key_sums[layer] = token_sum(rotate(keys[:, :, : self.heads], self._content_keys), self.heads)
+        room = slice(self._valid, self._valid + keys.shape[1])
+        self.keys[layer][:, room] = rotate(keys, self._reduced_rotation)
+        self.values[layer][:, room] = values
+
+    def reduced_context(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What reduced queries attend to: the history without the current block, and the reduced tokens themselves.
+
+        Returns keys and values [B, L, H, D], and a mask [L] that is False on the current block's full tokens.
+        """
+        length = self._valid + self.layout.compressed_tokens_per_block
+        mask = torch.ones(length, dtype=torch.bool, device=self.device)
+        mask[self._slot_tokens(self.block)] = False
+        return self.keys[layer][:, :length], self.values[layer][:, :length], mask
+
+    # ------------------------------------------------------------------ accounting
+
+    def _empty(self, tokens: int) -> Tensor:
+        shape = (self.batch, tokens, self.model.heads, self.model.head_dim)
+        return torch.empty(shape, device=self.device, dtype=self.dtype)
+
+    def bytes(self) -> dict[str, int]:
+        """Bytes in use, by owner (`record.PARTITIONS`)."""
+        token = self.batch * self.model.kv_bytes(1, self.dtype.itemsize)
+        full = self.layout.tokens_per_block * token
+        return {
+            "sink": len(self.partition.sink) * full,
+            "recent": len(self.partition.recent) * full,
+            "current": full,
+            "mid": self._mid_tokens * token,
+            "archive_device": self.archive.device_bytes,
+            "archive_host": self.archive.host_bytes,
+            "key_sums": self.archive.key_sum_bytes,
+        }
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Device bytes of everything this cache holds, the archive's device part included."""
+        buffers = sum(t.nbytes for t in (*self.keys, *self.values)) + self._reduced.nbytes + self._key_sums.nbytes
+        return buffers + self.archive.device_bytes + self.archive.key_sum_bytes

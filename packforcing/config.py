@@ -1,0 +1,378 @@
+"""Sizes, partitions and the arithmetic that follows from them (method 2 and 3; paper section 3.2).
+
+Everything here is plain integers: no tensor is made, so a plan for a ten-minute video costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import ceil
+
+from .errors import PackForcingError
+
+VAE_TIME_STRIDE = 4  # video frames a latent frame (the first latent frame of a video holds a single one)
+VAE_SPACE_STRIDE = 8  # pixels a latent row or column
+PATCH = 2  # latent rows or columns a token (Wan's patch is 1x2x2)
+PIXELS_PER_TOKEN = VAE_SPACE_STRIDE * PATCH  # 16
+COMPRESSED_SPACE_STRIDE = 4  # full-resolution tokens a compressed token, in each space axis
+
+SELECTIONS = ("affinity", "recency")
+ARCHIVE_DEVICES = ("auto", "device", "host")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What the cache needs to know of a transformer: its depth, its width and its heads."""
+
+    layers: int
+    dim: int
+    heads: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    def kv_bytes(self, tokens: int, bytes_per_value: int = 2) -> int:
+        """Bytes of K and V of `tokens` tokens over all layers."""
+        return tokens * self.layers * 2 * self.dim * bytes_per_value
+
+
+MODELS = {
+    "wan2.1-1.3b": ModelShape(layers=30, dim=1536, heads=12),
+    "wan2.1-14b": ModelShape(layers=40, dim=5120, heads=40),
+    "tiny": ModelShape(layers=4, dim=256, heads=2),
+}
+
+
+@dataclass(frozen=True)
+class FrameSize:
+    """Pixel size of the video, and the grids that follow from it.
+
+    Raises PackForcingError when a side is not a positive multiple of 16.
+    """
+
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        for name, value in (("width", self.width), ("height", self.height)):
+            if value < PIXELS_PER_TOKEN or value % PIXELS_PER_TOKEN:
+                nearest = max(1, round(value / PIXELS_PER_TOKEN)) * PIXELS_PER_TOKEN
+                raise PackForcingError(
+                    f"The {name} must be a positive multiple of {PIXELS_PER_TOKEN} pixels, but it is {value}: "
+                    f"set it to {nearest}, say."
+                )
+
+    @property
+    def latent_height(self) -> int:
+        return self.height // VAE_SPACE_STRIDE
+
+    @property
+    def latent_width(self) -> int:
+        return self.width // VAE_SPACE_STRIDE
+
+    @property
+    def rows(self) -> int:
+        """Token rows of a latent frame."""
+        return self.latent_height // PATCH
+
+    @property
+    def columns(self) -> int:
+        """Token columns of a latent frame."""
+        return self.latent_width // PATCH
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def compressed_rows(self) -> int:
+        return self.rows // COMPRESSED_SPACE_STRIDE
+
+    @property
+    def compressed_columns(self) -> int:
+        return self.columns // COMPRESSED_SPACE_STRIDE
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Where each block of the history is while one block is being made: block indices, oldest first."""
+
+    sink: range
+    mid: range
+    recent: range
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """The three partitions and how mid blocks are selected (method 3, 5 and 6).
+
+    Attributes:
+        block_frames: latent frames a block, a property of the checkpoint (4 in the paper, 3 or 1 elsewhere).
+        sink_frames: latent frames at the start of the video that are kept at full resolution for ever.
+        recent_frames: latent frames before the current block that are kept at full resolution.
+        top_k: compressed mid blocks attended at most; 0 turns the mid partition off.
+        selection: "affinity" (paper, eq. of section 3.4) or "recency" (the newest mid blocks).
+        query_fraction: share of the current block's queries that the affinity samples, in (0, 1].
+        head_fraction: share of the heads that the affinity sums over, in (0, 1] (paper: one half).
+        position_range: 0 keeps the paper's spacing; N > 0 squeezes the mid blocks so that the whole context lies in N
+            latent frames.
+        archive_device: "device", "host", or "auto" (on the device up to `archive_budget_gb`, then in host memory).
+        archive_budget_gb: device memory for the archive of compressed blocks, in 10^9 bytes.
+
+    Raises PackForcingError when the partitions are not whole blocks or a value is out of its range.
+    """
+
+    block_frames: int = 4
+    sink_frames: int = 8
+    recent_frames: int = 4
+    top_k: int = 16
+    selection: str = "affinity"
+    query_fraction: float = 0.25
+    head_fraction: float = 0.5
+    position_range: int = 0
+    archive_device: str = "auto"
+    archive_budget_gb: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.block_frames < 1:
+            raise PackForcingError(f"A block needs at least 1 latent frame, but block_frames is {self.block_frames}.")
+        for name in ("sink_frames", "recent_frames"):
+            frames = getattr(self, name)
+            if frames < 0 or frames % self.block_frames:
+                below = max(0, frames // self.block_frames) * self.block_frames
+                raise PackForcingError(
+                    f"{name} must be whole blocks of {self.block_frames} latent frames, but it is {frames}: "
+                    f"set it to {below} or {below + self.block_frames}."
+                )
+        if self.top_k < 0:
+            raise PackForcingError(f"top_k counts mid blocks and cannot be negative, but it is {self.top_k}.")
+        if self.selection not in SELECTIONS:
+            raise PackForcingError(f"selection must be one of {', '.join(SELECTIONS)}, but it is '{self.selection}'.")
+        if self.archive_device not in ARCHIVE_DEVICES:
+            raise PackForcingError(
+                f"archive_device must be one of {', '.join(ARCHIVE_DEVICES)}, but it is '{self.archive_device}'."
+            )
+        for name in ("query_fraction", "head_fraction"):
+            if not 0 < getattr(self, name) <= 1:
+                raise PackForcingError(f"{name} must be above 0 and at most 1, but it is {getattr(self, name)}.")
+        if not self.archive_budget_gb >= 0:
+            raise PackForcingError(f"archive_budget_gb cannot be negative, but it is {self.archive_budget_gb}.")
+        smallest = self.sink_frames + self.recent_frames + self.block_frames + (1 if self.top_k else 0)
+        if self.position_range and self.position_range < smallest:
+            raise PackForcingError(
+                f"position_range must be 0 (off) or at least {smallest} latent frames (sink, recent and current block"
+                f"{', and one for the mid blocks' if self.top_k else ''}), but it is {self.position_range}."
+            )
+
+    @property
+    def sink_blocks(self) -> int:
+        return self.sink_frames // self.block_frames
+
+    @property
+    def recent_blocks(self) -> int:
+        return self.recent_frames // self.block_frames
+
+    def partition(self, block: int) -> Partition:
+        """Where the blocks 0..block-1 are while block `block` is being made."""
+        first_recent = max(self.sink_blocks, block - self.recent_blocks)
+        return Partition(
+            sink=range(min(self.sink_blocks, block)),
+            mid=range(self.sink_blocks, first_recent),
+            recent=range(first_recent, max(first_recent, block)),
+        )
+
+    def attended_mids(self, block: int) -> int:
+        """How many mid blocks block `block` attends to."""
+        return min(self.top_k, len(self.partition(block).mid))
+
+    def becomes_mid(self, block: int) -> bool:
+        """Whether block `block` will ever be read in its compressed form (sink blocks never are)."""
+        return self.top_k > 0 and block >= self.sink_blocks
+
+
+def default_temporal_stride(block_frames: int) -> int:
+    """Latent frames a compressed token spans in time: the paper's 2 where it divides a block, else 1."""
+    return 2 if block_frames % 2 == 0 else 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Token counts of one run: a cache configuration at a frame size, with a compressor's temporal stride.
+
+    Raises PackForcingError when the frame is too small, or the block too short, to have a compressed token.
+    """
+
+    config: CacheConfig
+    size: FrameSize
+    temporal_stride: int
+
+    def __post_init__(self) -> None:
+        if self.temporal_stride not in (1, 2):
+            raise PackForcingError(
+                f"A compressor's temporal stride is 1 or 2, but this one's is {self.temporal_stride}."
+            )
+        if self.config.top_k == 0:
+            return
+        if self.compressed_frames < 1:
+            raise PackForcingError(
+                f"A compressor with a temporal stride of {self.temporal_stride} needs blocks of at least that many "
+                f"latent frames, but a block has {self.config.block_frames}: use a compressor with stride 1."
+            )
+        if self.size.compressed_rows < 1 or self.size.compressed_columns < 1:
+            raise PackForcingError(
+                f"A compressed block needs a frame of at least 64x64 pixels, but the video is {self.size.width}x"
+                f"{self.size.height}: enlarge it, or set top_k to 0 to run without mid blocks."
+            )
+
+    @property
+    def tokens_per_block(self) -> int:
+        return self.config.block_frames * self.size.tokens_per_frame
+
+    @property
+    def compressed_frames(self) -> int:
+        """Token frames of a compressed block."""
+        return self.config.block_frames // self.temporal_stride
+
+    @property
+    def compressed_tokens_per_block(self) -> int:
+        """N_c = floor(B_f / stride) * floor(h / 4) * floor(w / 4)."""
+        return self.compressed_frames * self.size.compressed_rows * self.size.compressed_columns
+
+    @property
+    def sink_tokens(self) -> int:
+        return self.config.sink_frames * self.size.tokens_per_frame
+
+    @property
+    def recent_tokens(self) -> int:
+        return self.config.recent_frames * self.size.tokens_per_frame
+
+    @property
+    def mid_tokens(self) -> int:
+        return self.config.top_k * self.compressed_tokens_per_block
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of history that are attended at most."""
+        return self.sink_tokens + self.mid_tokens + self.recent_tokens
+
+    @property
+    def context_tokens(self) -> int:
+        """`cached_tokens` and the current block."""
+        return self.cached_tokens + self.tokens_per_block
+
+
+@dataclass(frozen=True)
+class Length:
+    """How many blocks a wanted duration takes. Raises PackForcingError when there is nothing to make."""
+
+    seconds: float
+    fps: float
+    block_frames: int
+
+    def __post_init__(self) -> None:
+        if not self.fps > 0:
+            raise PackForcingError(f"The frame rate must be above 0, but it is {self.fps}.")
+        if not 0 < self.seconds < float("inf"):
+            raise PackForcingError(f"The video's length must be above 0 seconds, but it is {self.seconds}.")
+
+    @property
+    def blocks(self) -> int:
+        # Rounded first, so that 0.1 s * 160 fps = 16.000000000000004 frames is still one block.
+        return max(1, ceil(round(self.seconds * self.fps / (VAE_TIME_STRIDE * self.block_frames), 9)))
+
+    @property
+    def latent_frames(self) -> int:
+        return self.blocks * self.block_frames
+
+    @property
+    def video_frames(self) -> int:
+        """Frames of the decoded video: the first latent frame holds one frame, the others four."""
+        return video_frames(self.latent_frames)
+
+
+def video_frames(latent_frames: int) -> int:
+    """Frames that the causal VAE makes of the first `latent_frames` latent frames of a video."""
+    return max(0, VAE_TIME_STRIDE * latent_frames - (VAE_TIME_STRIDE - 1))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will hold, in tokens and bytes; see `plan`."""
+
+    width: int
+    height: int
+    fps: float
+    seconds: float
+    blocks: int
+    latent_frames: int
+    video_frames: int
+    tokens_per_frame: int
+    tokens_per_block: int
+    compressed_tokens_per_block: int
+    sink_tokens: int
+    mid_tokens: int
+    recent_tokens: int
+    cached_tokens: int
+    context_tokens: int
+    cache_bytes: int
+    context_bytes: int
+    archive_bytes_per_block: int
+    archive_blocks: int
+    archive_bytes: int
+    full_tokens: int
+    full_cache_bytes: int
+    max_position: float
+
+    def as_dict(self) -> dict[str, int | float]:
+        return asdict(self)
+
+
+def plan(
+    model: ModelShape,
+    config: CacheConfig,
+    size: FrameSize,
+    seconds: float,
+    fps: float = 16.0,
+    temporal_stride: int | None = None,
+    bytes_per_value: int = 2,
+) -> Plan:
+    """Tokens and bytes of a run with the bounded cache, and of the full cache that it replaces (method 2).
+
+    Args:
+        seconds: wanted duration; it is rounded up to whole blocks.
+        temporal_stride: the compressor's; None takes the default for the block size.
+        bytes_per_value: 2 for bfloat16 keys and values.
+    """
+    stride = default_temporal_stride(config.block_frames) if temporal_stride is None else temporal_stride
+    layout = Layout(config, size, stride)
+    length = Length(seconds, fps, config.block_frames)
+    full_tokens = length.latent_frames * size.tokens_per_frame
+    archive_blocks = len(config.partition(length.blocks).mid) if config.top_k else 0
+    archive_bytes_per_block = model.kv_bytes(layout.compressed_tokens_per_block, bytes_per_value)
+    frames = config.sink_frames + config.top_k * config.block_frames + config.recent_frames + config.block_frames
+    return Plan(
+        width=size.width,
+        height=size.height,
+        fps=fps,
+        seconds=length.video_frames / fps,
+        blocks=length.blocks,
+        latent_frames=length.latent_frames,
+        video_frames=length.video_frames,
+        tokens_per_frame=size.tokens_per_frame,
+        tokens_per_block=layout.tokens_per_block,
+        compressed_tokens_per_block=layout.compressed_tokens_per_block,
+        sink_tokens=layout.sink_tokens,
+        mid_tokens=layout.mid_tokens,
+        recent_tokens=layout.recent_tokens,
+        cached_tokens=layout.cached_tokens,
+        context_tokens=layout.context_tokens,
+        cache_bytes=model.kv_bytes(layout.cached_tokens, bytes_per_value),
+        context_bytes=model.kv_bytes(layout.context_tokens, bytes_per_value),
+        archive_bytes_per_block=archive_bytes_per_block,
+        archive_blocks=archive_blocks,
+        archive_bytes=archive_blocks * archive_bytes_per_block,
+        full_tokens=full_tokens,
+        full_cache_bytes=model.kv_bytes(full_tokens, bytes_per_value),
+        max_position=min(frames, config.position_range) if config.position_range else frames,
+    )

@@ -1,0 +1,51 @@
+"""Temporal positions of the blocks that one block attends to: the anchored form of temporal RoPE adjustment (method 6).
+
+Sinks stand at 0 for ever, the selected mid blocks follow without gaps, then the recent blocks and the current one.
+Attention sees only differences of positions, so this equals rotating the history towards the current block (paper
+section 3.5), but nothing is rotated over and over, and no position grows with the length of the video.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .config import CacheConfig
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Positions, in latent frames, of the first frame of each attended block, oldest first.
+
+    `mid_scale` is the distance of neighbouring latent frames inside the mid blocks: 1, or less when
+    `CacheConfig.position_range` squeezes them.
+    """
+
+    sink: tuple[float, ...]
+    mid: tuple[float, ...]
+    recent: tuple[float, ...]
+    current: float
+    mid_scale: float = 1.0
+
+
+def anchors(config: CacheConfig, block: int) -> Anchors:
+    """Where the history of block `block`, and the block itself, stand in time.
+
+    Which mid blocks are selected does not matter, only how many: slots are filled in chronological order.
+    """
+    frames = config.block_frames
+    history = config.partition(block)
+    mids = config.attended_mids(block)
+    mid_start = len(history.sink) * frames
+    mid_scale = 1.0
+    if config.position_range and mids:
+        room = config.position_range - config.sink_frames - config.recent_frames - frames
+        mid_scale = min(1.0, room / (mids * frames))
+    recent_start = mid_start + mids * frames * mid_scale
+    current = recent_start + len(history.recent) * frames
+    return Anchors(
+        sink=tuple(float(i * frames) for i in range(len(history.sink))),
+        mid=tuple(mid_start + j * frames * mid_scale for j in range(mids)),
+        recent=tuple(recent_start + j * frames for j in range(len(history.recent))),
+        current=current,
+        mid_scale=mid_scale,
+    )

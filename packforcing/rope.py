@@ -1,0 +1,91 @@
+"""3D rotary position embedding: angles from positions, and rotation by a temporal offset (method 6; paper section 3.5).
+
+Wan splits the channels of a head into a temporal, a vertical and a horizontal part (44 + 42 + 42 of 128), and rotates
+neighbouring channel pairs. Angles are computed from positions and never looked up, so that a position may be
+fractional and no table limits the length of a video.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+THETA = 10_000.0
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Cosine and sine of L tokens' angles, [L, P], for the first P channel pairs of a head; the others stay."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __getitem__(self, tokens: Tensor | slice) -> Rotation:
+        return Rotation(self.cos[tokens], self.sin[tokens])
+
+    def to(self, device: torch.device | str) -> Rotation:
+        return Rotation(self.cos.to(device), self.sin.to(device))
+
+
+def axis_dims(head_dim: int) -> tuple[int, int, int]:
+    """Channels of a head that carry time, height and width: (44, 42, 42) for 128."""
+    side = 2 * (head_dim // 6)
+    return head_dim - 2 * side, side, side
+
+
+def _angles(positions: Tensor, dim: int) -> Tensor:
+    """positions [L] -> angles [L, dim / 2], float64."""
+    frequencies = THETA ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    return torch.outer(positions.to("cpu", torch.float64), frequencies)
+
+
+def _rotation(angles: Tensor, dtype: torch.dtype) -> Rotation:
+    return Rotation(angles.cos().to(dtype), angles.sin().to(dtype))
+
+
+def rotation(positions: Tensor, head_dim: int, dtype: torch.dtype = torch.float32) -> Rotation:
+    """Rotation of tokens at positions [L, 3] = (time, height, width), in latent frames and full-resolution tokens."""
+    parts = [_angles(positions[:, axis], dim) for axis, dim in enumerate(axis_dims(head_dim))]
+    return _rotation(torch.cat(parts, dim=-1), dtype)
+
+
+def temporal_rotation(offsets: Tensor, head_dim: int, dtype: torch.dtype = torch.float32) -> Rotation:
+    """Rotation of tokens by temporal offsets [L], in latent frames; height and width stay as they are."""
+    return _rotation(_angles(offsets, axis_dims(head_dim)[0]), dtype)
+
+
+def rotate(x: Tensor, by: Rotation) -> Tensor:
+    """Rotates x [B, L, H, D]; the arithmetic is float32 at least, the result has x's dtype.
+
+    Rotations compose: rotating by positions p and then by a temporal offset d equals rotating by p + (d, 0, 0).
+    """
+    channels = 2 * by.cos.shape[-1]
+    pairs = rearrange(x[..., :channels], "b l h (pair two) -> two b l h pair", two=2)
+    a, b = pairs.to(torch.promote_types(x.dtype, torch.float32))
+    cos, sin = by.cos[:, None], by.sin[:, None]
+    turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
+    return turned if channels == x.shape[-1] else torch.cat((turned, x[..., channels:]), dim=-1)
+
+
+def rotate_(x: Tensor, by: Rotation) -> None:
+    """`rotate` in place, for keys that already stand in a buffer."""
+    channels = 2 * by.cos.shape[-1]
+    x[..., :channels] = rotate(x[..., :channels], by)
+
+
+def grid_positions(times: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
+    """Positions [T * H * W, 3] of a grid of tokens, time slowest; the arguments are the positions along each axis."""
+    return torch.cartesian_prod(times.double(), heights.double(), widths.double()).reshape(-1, 3)
+
+
+def block_positions(start: float, frames: int, rows: int, columns: int) -> Tensor:
+    """Positions [frames * rows * columns, 3] of a full-resolution block whose first frame stands at time `start`."""
+    return grid_positions(start + torch.arange(frames), torch.arange(rows), torch.arange(columns))
+
+
+def centres(count: int, span: int) -> Tensor:
+    """Centres [count] of `count` neighbouring runs of `span` positions each: span 4 gives 1.5, 5.5, 9.5, ..."""
+    return span * torch.arange(count, dtype=torch.float64) + (span - 1) / 2

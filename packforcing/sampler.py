@@ -1,0 +1,268 @@
+"""The long-video loop (method 7): one block after another over a bounded cache.
+
+noise -> denoising steps (the first selects mid blocks) -> x0 -> caller -> compressor -> clean pass -> next block
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .cache import Cache
+from .compressor import Compressor
+from .config import Layout
+from .errors import PackForcingError
+from .record import BlockRecord, CacheRecord
+from .schedule import UPDATES, euler_update, few_step_update, predicted_x0, sigmas
+from .vae import StreamingDecoder, WanVAE
+from .wan import CausalWan, TextKV
+
+LATENT_CHANNELS = 16
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How each block is denoised.
+
+    Attributes:
+        seed: any integer from 0 below 2^64.
+        steps: denoising steps a block.
+        shift: flow shift of the noise levels (5 in Self-Forcing and PackForcing).
+        update: "few-step" for step-distilled models, "euler" for others.
+    """
+
+    seed: int = 0
+    steps: int = 4
+    shift: float = 5.0
+    update: str = "few-step"
+
+    def __post_init__(self) -> None:
+        if self.update not in UPDATES:
+            raise PackForcingError(f"update must be one of {', '.join(UPDATES)}, but it is '{self.update}'.")
+        if not 0 <= self.seed < 2**64:
+            raise PackForcingError(f"The seed must lie between 0 and 2^64 - 1, but it is {self.seed}.")
+        sigmas(self.steps, self.shift)  # checks both
+
+    @property
+    def passes(self) -> int:
+        """Model passes a block: the denoising steps and the clean pass."""
+        return self.steps + 1
+
+
+@dataclass(frozen=True)
+class Block:
+    """A finished block: normalised latents [B, 16, T, h, w] float32, and its video frames [B, 3, F, H, W] in [-1, 1]
+    (None without a VAE)."""
+
+    index: int
+    latents: Tensor
+    frames: Tensor | None
+
+
+def noise_generator(seed: int, block: int) -> torch.Generator:
+    """The source of all noise of one block: independent between blocks, and of the video's length."""
+    state = np.random.SeedSequence([seed, block]).generate_state(1, np.uint64)[0]
+    # On the CPU, so that a seed means the same on every device; torch takes seeds below 2^63.
+    return torch.Generator().manual_seed(int(state) >> 1)
+
+
+def no_callback(block: int, step: int) -> None:
+    """The default `on_step`."""
+
+
+class LongVideo:
+    """A video in the making. `blocks(n)` yields the next n blocks; calling it again goes on where the last call ended.
+
+    Each block is yielded as soon as it is final; its clean pass, which only the next block needs, runs when the next
+    one is asked for. So a caller that stops has lost nothing, and the last block costs no clean pass.
+
+    Args:
+        wan: the transformer.
+        text: the prompt's `TextKV`.
+        layout: partitions and sizes.
+        sampling: denoising settings.
+        compressor: needed unless `layout.config.top_k` is 0.
+        vae: decodes frames; needed by the compressor.
+        decode: whether blocks come with frames even where the compressor does not need them.
+        fps: for the record.
+        batch: videos made at once.
+        on_step: called as on_step(block, step) before each model pass (the clean pass has step = steps); an exception
+            that it raises ends the run.
+
+    Raises PackForcingError when something is missing, before anything is computed.
+    """
+
+    def __init__(
+        self,
+        wan: CausalWan,
+        text: TextKV,
+        layout: Layout,
+        sampling: Sampling,
+        compressor: Compressor | None = None,
+        vae: WanVAE | None = None,
+        decode: bool = True,
+        fps: float = 16.0,
+        batch: int = 1,
+        on_step: Callable[[int, int], None] = no_callback,
+    ) -> None:
+        config = layout.config
+        if config.top_k and compressor is None:
+            raise PackForcingError(
+                f"Mid blocks are compressed, but there is no compressor and top_k is {config.top_k}: connect a "
+                "PackForcing Compressor Loader, or set top_k to 0."
+            )
+        if config.top_k and vae is None:
+            raise PackForcingError(
+                "The compressor's LR branch goes through pixels and needs a VAE, but there is none: connect the Wan "
+                "2.1 VAE, or set top_k to 0 to run without mid blocks."
+            )
+        if config.top_k and compressor.temporal_stride != layout.temporal_stride:
+            raise PackForcingError(
+                f"The layout has a temporal stride of {layout.temporal_stride}, but the compressor's is "
+                f"{compressor.temporal_stride}."
+            )
+        self.wan = wan
+        self.text = text
+        self.layout = layout
+        self.sampling = sampling
+        self.compressor = compressor
+        self.vae = vae
+        self.decoder = StreamingDecoder(vae) if vae is not None and (decode or config.top_k) else None
+        self.on_step = on_step
+        self.cache = Cache(layout, wan.shape, wan.device, wan.dtype, batch)
+        self.record = CacheRecord(
+            model=wan.shape,
+            config=config,
+            size=layout.size,
+            fps=fps,
+            temporal_stride=layout.temporal_stride,
+            compressor=compressor.name if config.top_k and compressor is not None else "none",
+            dtype=str(wan.dtype).removeprefix("torch."),
+            device=str(wan.device),
+        )
+        self._uncommitted: Block | None = None
+
+    @property
+    def next_block(self) -> int:
+        return len(self.record.blocks)
+
+    def blocks(self, count: int) -> Iterator[Block]:
+        """Makes the next `count` blocks.
+
+        Raises PackForcingError when a block's latents are not finite.
+        """
+        for _ in range(count):
+            yield self._next(None)
+
+    def replay(self, latents: Tensor) -> Iterator[Block]:
+        """Takes the next blocks from latents [B, 16, n * T, h, w] instead of denoising them.
+
+        The cache ends up as if the same seed had made them here, so a run goes on exactly where an earlier one ended,
+        for one pass or two a block instead of all. Raises PackForcingError when the latents are not whole blocks.
+        """
+        frames = self.layout.config.block_frames
+        size = self.layout.size
+        wanted = (LATENT_CHANNELS, size.latent_height, size.latent_width)
+        found = (latents.shape[1], *latents.shape[3:])
+        if found != wanted or latents.shape[2] % frames:
+            raise PackForcingError(
+                f"The latents to go on from must be whole blocks of {frames} frames with (channels, height, width) "
+                f"{wanted}, but they have {latents.shape[2]} frames with {found}."
+            )
+        for block in latents.split(frames, dim=2):
+            yield self._next(block)
+
+    @torch.no_grad()
+    def _next(self, given: Tensor | None) -> Block:
+        self._commit()
+        index = self.next_block
+        self.cache.begin(index)
+        record = BlockRecord(index, selected=[])
+        with self._timed(record, "denoise"):
+            if given is None:
+                latents = self._denoise(index)
+            else:
+                latents = given.to(self.wan.device, torch.float32)
+                self._select_only(index, latents)
+        self._check_finite(index, latents)
+        frames = None
+        if self.decoder is not None:
+            with self._timed(record, "decode"):
+                frames = self.decoder.decode(latents.to(self.vae.device, self.vae.dtype))
+        self._fill(record)
+        self.record.blocks.append(record)
+        self._uncommitted = Block(index, latents, frames)
+        return self._uncommitted
+
+    def _noise(self, generator: torch.Generator) -> Tensor:
+        size = self.layout.size
+        shape = (LATENT_CHANNELS, self.layout.config.block_frames, size.latent_height, size.latent_width)
+        return torch.randn((self.cache.batch, *shape), generator=generator).to(self.wan.device)
+
+    def _denoise(self, index: int) -> Tensor:
+        """Denoises block `index` to normalised latents [B, 16, T, h, w]."""
+        generator = noise_generator(self.sampling.seed, index)
+        levels = sigmas(self.sampling.steps, self.sampling.shift)
+        x = self._noise(generator)
+        for step, (sigma, next_sigma) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True)):
+            self.on_step(index, step)
+            velocity = self.wan.denoise(x, sigma, self.text, self.cache)
+            if next_sigma == 0:
+                x = predicted_x0(x, velocity, sigma)
+            elif self.sampling.update == "few-step":
+                x = few_step_update(x, velocity, sigma, next_sigma, self._noise(generator))
+            else:
+                x = euler_update(x, velocity, sigma, next_sigma)
+        return x
+
+    def _select_only(self, index: int, latents: Tensor) -> None:
+        """Selects mid blocks as the denoising of block `index` would have: by the queries of its first step."""
+        self.on_step(index, 0)
+        history = self.cache.partition
+        if self.cache.config.selection == "affinity" and len(history.mid) > len(self.cache.anchors.mid) > 0:
+            noise = self._noise(noise_generator(self.sampling.seed, index))
+            self.wan.denoise(noise, sigmas(self.sampling.steps, self.sampling.shift)[0], self.text, self.cache)
+
+    def _check_finite(self, index: int, latents: Tensor) -> None:
+        if not torch.isfinite(latents).all():
+            raise PackForcingError(
+                f"Block {index} came out with NaN or infinite values, so the run stopped there: load the model in "
+                f"bfloat16 or float32 (it ran in {self.record.dtype}), or check the checkpoint and its LoRAs."
+            )
+
+    @torch.no_grad()
+    def _commit(self) -> None:
+        """The clean pass of the block that was yielded last."""
+        block, self._uncommitted = self._uncommitted, None
+        if block is None:
+            return
+        record = self.record.blocks[block.index]
+        self.on_step(block.index, self.sampling.steps)
+        reduced = None
+        if self.layout.config.becomes_mid(block.index):
+            with self._timed(record, "compress"):
+                reduced = self.compressor(block.latents, block.frames, self.layout, self.vae, self.wan.patch_tokens)
+        with self._timed(record, "commit"):
+            self.wan.commit(block.latents, self.text, self.cache, reduced)
+            self.cache.end()
+        self._fill(record)
+
+    def _fill(self, record: BlockRecord) -> None:
+        record.selected = [list(chosen or ()) for chosen in self.cache.selected]
+        record.mid_slots_written = self.cache.mid_slots_written
+        record.recent_rotated = self.cache.recent_rotated
+        record.bytes = self.cache.bytes()
+
+    @contextmanager
+    def _timed(self, record: BlockRecord, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self.wan.device.type == "cuda":
+            torch.cuda.synchronize(self.wan.device)
+        record.seconds[stage] = time.perf_counter() - start

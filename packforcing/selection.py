@@ -1,0 +1,40 @@
+"""Dynamic context selection: the affinity of mid blocks to the current block, and the top-k of it (method 5).
+
+    s_m = 1 / (B N_opt sqrt(d)) * sum_b sum_{h < N_opt} sum_{i in S_q} sum_{j in m} Q[b,h,i] . K[m,b,h,j]
+
+is linear in the sums of queries and keys, so one vector a head stands for a whole mid block.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import einsum
+from torch import Tensor
+
+
+def scored_heads(heads: int, fraction: float) -> int:
+    """N_opt, the number of heads that the affinity sums over: the first `fraction` of them, one at least."""
+    return max(1, int(heads * fraction))
+
+
+def sampled_queries(tokens: int, fraction: float) -> Tensor:
+    """S_q: indices of a uniform, deterministic subsample of a block's queries, `fraction` of them, one at least."""
+    count = max(1, round(tokens * fraction))
+    return torch.arange(count) * tokens // count
+
+
+def token_sum(x: Tensor, heads: int) -> Tensor:
+    """Sum over tokens of queries or keys x [B, L, H, D], for the first `heads` heads: [B, heads, D], float32."""
+    return x[:, :, :heads].sum(dim=1, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def affinity(query_sum: Tensor, key_sums: Tensor) -> Tensor:
+    """Scores [M] of M mid blocks from the query sum [B, N_opt, D] and the blocks' key sums [M, B, N_opt, D]."""
+    batch, heads, dim = query_sum.shape
+    return einsum(query_sum, key_sums, "b h d, m b h d -> m") / (batch * heads * dim**0.5)
+
+
+def top_k(scores: Tensor, k: int) -> list[int]:
+    """Indices of the k highest scores (all, if fewer), in chronological order; of equals the newer block wins."""
+    newest_first = scores.flip(0).argsort(descending=True, stable=True)[:k]
+    return sorted((len(scores) - 1 - newest_first).tolist())

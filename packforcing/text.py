@@ -1,0 +1,42 @@
+"""A deterministic text encoder without weights, for the demo models: words to fixed pseudo-random vectors.
+
+A word's vector is hashed from its spelling, so nothing is stored, nothing is downloaded, and the same prompt gives the
+same bits on every machine and version. Cross-attention in Wan knows no order of words, so each vector also holds the
+word before it ("red circle" is not "circle red") and the place in the sentence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TEXT_DIM = 4096
+MAX_WORDS = 64
+
+_WORD = re.compile(r"\w+|[^\w\s]", re.UNICODE)
+_END = "<end>"
+
+
+def words(prompt: str) -> list[str]:
+    """The lower-case words and punctuation marks of a prompt, at most 64, and the mark of its end."""
+    return [*_WORD.findall(prompt.lower())[: MAX_WORDS - 1], _END]
+
+
+def sign_vector(text: str) -> np.ndarray:
+    """A vector [4096] of +1 and -1, hashed from a string: two strings' vectors are nearly orthogonal."""
+    digest = hashlib.shake_256(text.encode()).digest(TEXT_DIM // 8)
+    return 2.0 * np.unpackbits(np.frombuffer(digest, dtype=np.uint8)).astype(np.float32) - 1.0
+
+
+def encode_prompt(prompt: str) -> Tensor:
+    """Text embeddings [1, L, 4096], float32, of unit variance, for a prompt of L - 1 words (63 at most)."""
+    tokens = words(prompt)
+    rows = []
+    for place, (before, word) in enumerate(zip(["<start>", *tokens], tokens, strict=False)):
+        row = sign_vector(word) + 0.5 * sign_vector(f"{before} {word}") + 0.5 * sign_vector(f"#{place}")
+        rows.append(row / np.sqrt(1.5))
+    return torch.from_numpy(np.stack(rows).astype(np.float32))[None]

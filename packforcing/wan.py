@@ -1,0 +1,245 @@
+"""The causal forward pass of one block over a Wan 2.1 module tree (method 3, 5 and 7).
+
+Runs over any tree with Wan's sub-module names, ComfyUI's or `tree.WanTree`. Sub-modules are called, never their weights
+read, so LoRA patches, fp8 and GGUF operations, offloading and lazy loading keep working; `modulation` is the exception,
+since it belongs to no sub-module, and is cast at use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from .cache import Cache
+from .config import PATCH, ModelShape
+from .errors import PackForcingError
+
+# (queries [B, Lq, H, D], keys [B, Lk, H, D], values [B, Lk, H, D], mask [Lk] or None) -> [B, Lq, H, D]
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def sdpa(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot product attention in PyTorch's own kernels; `mask` [Lk] is False on keys that are not attended."""
+    q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))
+    if mask is not None:
+        mask = mask.expand(q.shape[2], -1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class TextKV:
+    """Keys and values [B, L, H, D] of the prompt at each layer: the same in every pass, so made once a run."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+
+def time_features(timestep: Tensor, dim: int) -> Tensor:
+    """Sinusoidal features [B, dim] of timesteps [B]: cosines, then sines; float32."""
+    half = dim // 2
+    frequencies = 10_000 ** (-torch.arange(half, dtype=torch.float64) / half)
+    angles = torch.outer(timestep.to("cpu", torch.float64), frequencies)
+    return torch.cat((angles.cos(), angles.sin()), dim=-1).float().to(timestep.device)
+
+
+def check_tree(tree: nn.Module) -> None:
+    """Raises PackForcingError when a module tree is not that of a Wan 2.1 text-to-video transformer."""
+    needed = ("patch_embedding", "text_embedding", "time_embedding", "time_projection", "blocks", "head")
+    missing = [name for name in needed if not hasattr(tree, name)]
+    if missing:
+        raise PackForcingError(
+            f"The model is not a Wan 2.1 transformer: {type(tree).__name__} has no {missing[0]}; connect a causal Wan "
+            "2.1 text-to-video model (Self-Forcing, Causal-Forcing, CausVid)."
+        )
+    if getattr(tree, "img_emb", None) is not None or tree.patch_embedding.in_channels != 16:
+        raise PackForcingError(
+            f"The model is not a Wan 2.1 text-to-video model: its input has {tree.patch_embedding.in_channels} channels"
+            f"{' and an image branch' if getattr(tree, 'img_emb', None) is not None else ' instead of 16'}; connect a "
+            "causal Wan 2.1 text-to-video model."
+        )
+
+
+class CausalWan:
+    """A Wan transformer run block by block over a `Cache`.
+
+    Args:
+        tree: the module tree; raises PackForcingError when it is not Wan 2.1's.
+        attention: the attention function for the current block and for the prompt.
+        dtype: what the hidden states are computed in.
+        device: where they are computed.
+    """
+
+    def __init__(
+        self,
+        tree: nn.Module,
+        attention: Attention = sdpa,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        check_tree(tree)
+        self.tree = tree
+        self.attention = attention
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.heads = tree.blocks[0].self_attn.num_heads
+
+    @property
+    def shape(self) -> ModelShape:
+        return ModelShape(len(self.tree.blocks), self.tree.patch_embedding.out_channels, self.heads)
+
+    # ------------------------------------------------------------------ embeddings
+
+    def patch_tokens(self, latents: Tensor) -> Tensor:
+        """Normalised latents [B, 16, T, h, w] -> hidden tokens [B, T * h/2 * w/2, d]; an odd last row is cropped."""
+        embed = self.tree.patch_embedding
+        # ComfyUI keeps this layer in float32 in some versions, and in the model's own type in others.
+        native = embed.weight.dtype if embed.weight.dtype in (torch.float32, torch.float64) else self.dtype
+        grid = embed(latents.to(self.device, native)).to(self.dtype)
+        return rearrange(grid, "b d t h w -> b (t h w) d")
+
+    def embed_text(self, context: Tensor) -> TextKV:
+        """Text embeddings [B, L, 4096] -> their keys and values at each layer.
+
+        Raises PackForcingError when they are not as wide as the model expects.
+        """
+        width = self.tree.text_embedding[0].in_features
+        if context.ndim != 3 or context.shape[-1] != width:
+            raise PackForcingError(
+                f"The prompt was encoded {context.shape[-1]} wide, but the model takes text embeddings {width} wide: "
+                "encode it with the model's own text encoder (UMT5-XXL for Wan 2.1)."
+            )
+        hidden = self.tree.text_embedding(context.to(self.device, self.dtype))
+        layers = []
+        for block in self.tree.blocks:
+            keys = block.cross_attn.norm_k(block.cross_attn.k(hidden))
+            values = block.cross_attn.v(hidden)
+            layers.append((self._split(keys), self._split(values)))
+        return TextKV(tuple(layers))
+
+    def _modulations(self, sigma: float, batch: int) -> tuple[Tensor, Tensor]:
+        """Time embedding of a noise level: [B, 1, d] for the head, [B, 6, d] for the layers."""
+        timestep = torch.full((batch,), 1000.0 * sigma, device=self.device)
+        features = time_features(timestep, self.tree.freq_dim).to(self.dtype)
+        embedding = self.tree.time_embedding(features)
+        return embedding[:, None], rearrange(self.tree.time_projection(embedding), "b (six d) -> b six d", six=6)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b l (h d) -> b l h d", h=self.heads)
+
+    # ------------------------------------------------------------------ passes
+
+    def denoise(self, x: Tensor, sigma: float, text: TextKV, cache: Cache) -> Tensor:
+        """Predicts the velocity of the current block (method 7, step 2).
+
+        Args:
+            x: noisy normalised latents of the block, [B, 16, T, h, w].
+            sigma: their noise level, in [0, 1].
+
+        Returns:
+            Velocity noise - x0, shaped like x, float32 at least.
+        """
+        time, modulations = self._modulations(sigma, x.shape[0])
+        hidden = self.patch_tokens(x)
+        for layer, block in enumerate(self.tree.blocks):
+
+            def attend(hidden: Tensor, layer: int = layer, block: nn.Module = block) -> Tensor:
+                return self._attend(layer, block.self_attn, hidden, cache, hidden.shape[1])
+
+            hidden = self._layer(block, hidden, modulations, text.layers[layer], attend)
+        return self._unpatchify(self._head(hidden, time), x)
+
+    def commit(self, x0: Tensor, text: TextKV, cache: Cache, reduced: Tensor | None) -> None:
+        """The clean pass: writes the block's keys and values, and those of its reduced form beside it (method 3).
+
+        Reduced tokens share every linear layer with the full ones but attend on their own, so the full-resolution
+        results do not depend on them.
+
+        Args:
+            x0: the finished block, normalised latents [B, 16, T, h, w].
+            reduced: the compressor's hidden tokens [B, N_c, d]; None for a block that never becomes a mid block.
+        """
+        _, modulations = self._modulations(0.0, x0.shape[0])
+        hidden = self.patch_tokens(x0)
+        full = hidden.shape[1]
+        if reduced is not None:
+            hidden = torch.cat((hidden, reduced.to(hidden)), dim=1)
+        last = len(self.tree.blocks) - 1
+        for layer, block in enumerate(self.tree.blocks):
+            if layer == last:  # nothing reads what comes after the last layer's keys and values
+                self._write(layer, block.self_attn, self._self_attention_input(block, hidden, modulations), cache, full)
+                return
+
+            def attend(hidden: Tensor, layer: int = layer, block: nn.Module = block) -> Tensor:
+                return self._attend(layer, block.self_attn, hidden, cache, full)
+
+            hidden = self._layer(block, hidden, modulations, text.layers[layer], attend)
+
+    def _write(self, layer: int, attn: nn.Module, hidden: Tensor, cache: Cache, full: int) -> Tensor:
+        """Selects mid blocks if that is still to do, writes the tokens' keys and values; returns queries [B, L, H, D].
+
+        The first `full` of the hidden tokens [B, L, d] are the current block's, the others its reduced form's.
+        """
+        queries = self._split(attn.norm_q(attn.q(hidden)))
+        keys = self._split(attn.norm_k(attn.k(hidden)))
+        values = self._split(attn.v(hidden))
+        cache.select(layer, queries[:, :full])
+        cache.write(layer, keys[:, :full], values[:, :full])
+        if full < hidden.shape[1]:
+            cache.write_reduced(layer, keys[:, full:], values[:, full:])
+        return queries
+
+    def _attend(self, layer: int, attn: nn.Module, hidden: Tensor, cache: Cache, full: int) -> Tensor:
+        """Self-attention of the current block's tokens and, on their own, of its reduced form's."""
+        queries = self._write(layer, attn, hidden, cache, full)
+        out = self.attention(cache.rotate_queries(queries[:, :full]), *cache.context(layer), None)
+        if full < hidden.shape[1]:
+            # A few queries under a mask: PyTorch's kernel, since the fastest ones take no mask.
+            reduced = sdpa(cache.rotate_reduced_queries(queries[:, full:]), *cache.reduced_context(layer))
+            out = torch.cat((out, reduced), dim=1)
+        return attn.o(rearrange(out, "b l h d -> b l (h d)"))
+
+    def _self_attention_input(self, block: nn.Module, hidden: Tensor, modulations: Tensor) -> Tensor:
+        shift, scale = (block.modulation.to(hidden) + modulations).chunk(6, dim=1)[:2]
+        return torch.addcmul(shift, block.norm1(hidden), 1 + scale)
+
+    def _layer(
+        self,
+        block: nn.Module,
+        hidden: Tensor,
+        modulations: Tensor,
+        text: tuple[Tensor, Tensor],
+        attend: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """One transformer layer: self-attention, cross-attention to the prompt, feed-forward; hidden is [B, L, d]."""
+        _, _, gate, ffn_shift, ffn_scale, ffn_gate = (block.modulation.to(hidden) + modulations).chunk(6, dim=1)
+        attended = attend(self._self_attention_input(block, hidden, modulations))
+        hidden = torch.addcmul(hidden, attended, gate)
+
+        cross = block.cross_attn
+        queries = self._split(cross.norm_q(cross.q(block.norm3(hidden))))
+        prompt = self.attention(queries, *text, None)
+        hidden = hidden + cross.o(rearrange(prompt, "b l h d -> b l (h d)"))
+
+        fed = block.ffn(torch.addcmul(ffn_shift, block.norm2(hidden), 1 + ffn_scale))
+        return torch.addcmul(hidden, fed, ffn_gate)
+
+    def _head(self, hidden: Tensor, time: Tensor) -> Tensor:
+        head = self.tree.head
+        shift, scale = (head.modulation.to(hidden) + time).chunk(2, dim=1)
+        return head.head(torch.addcmul(shift, head.norm(hidden), 1 + scale))
+
+    def _unpatchify(self, tokens: Tensor, like: Tensor) -> Tensor:
+        _, _, frames, height, width = like.shape
+        return rearrange(
+            tokens.to(torch.promote_types(tokens.dtype, torch.float32)),
+            "b (t h w) (p q c) -> b c t (h p) (w q)",
+            t=frames,
+            h=height // PATCH,
+            w=width // PATCH,
+            p=PATCH,
+            q=PATCH,
+        )
