@@ -10,13 +10,22 @@ layer starts at zero, it is also where training starts from.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .config import COMPRESSED_SPACE_STRIDE, PATCH, VAE_SPACE_STRIDE, VAE_TIME_STRIDE, Layout
+from .checkpoints import CompressorMetadata
+from .config import (
+    COMPRESSED_SPACE_STRIDE,
+    PATCH,
+    VAE_SPACE_STRIDE,
+    VAE_TIME_STRIDE,
+    Layout,
+    default_temporal_stride,
+)
 from .errors import PackForcingError
 from .vae import WanVAE, encode_clip
 
@@ -165,3 +174,28 @@ class Compressor(nn.Module):
             hr = self.hr(latents.to(self.hr[0].weight))
             tokens = tokens + rearrange(hr, "b d t h w -> b (t h w) d").to(tokens)
         return tokens
+
+
+@dataclass(frozen=True)
+class CompressorChoice:
+    """Which compressor a run uses, before model and block size are known: the training-free one, or a file's."""
+
+    name: str
+    state_dict: Mapping[str, Tensor] | None = None
+    metadata: CompressorMetadata | None = None
+
+    def temporal_stride(self, block_frames: int) -> int:
+        return default_temporal_stride(block_frames) if self.metadata is None else self.metadata.temporal_stride
+
+    def build(self, block_frames: int, model_dim: int, device: torch.device | str = "cpu") -> Compressor:
+        """The compressor for a model `model_dim` wide; raises PackForcingError when its weights have another width."""
+        stride = self.temporal_stride(block_frames)
+        if self.state_dict is None or self.metadata is None:
+            return Compressor(stride, name=self.name)
+        if self.metadata.model_dim != model_dim:
+            raise PackForcingError(
+                f"The compressor {self.name} was trained for a model {self.metadata.model_dim} wide "
+                f"({self.metadata.base_model or 'base model not named'}), but the connected model is {model_dim} wide: "
+                "choose a compressor of this model, or the training-free one."
+            )
+        return Compressor(stride, hr_branch(self.state_dict, stride).to(device), self.name)

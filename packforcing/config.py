@@ -5,7 +5,7 @@ Everything here is plain integers: no tensor is made, so a plan for a ten-minute
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import ceil
 
 from .errors import PackForcingError
@@ -173,6 +173,12 @@ class CacheConfig:
     def recent_blocks(self) -> int:
         return self.recent_frames // self.block_frames
 
+    @property
+    def archive_budget(self) -> float:
+        """Device bytes that the archive may take."""
+        budgets = {"device": float("inf"), "host": 0.0, "auto": self.archive_budget_gb * 1e9}
+        return budgets[self.archive_device]
+
     def partition(self, block: int) -> Partition:
         """Where the blocks 0..block-1 are while block `block` is being made."""
         first_recent = max(self.sink_blocks, block - self.recent_blocks)
@@ -271,7 +277,7 @@ class Length:
     block_frames: int
 
     def __post_init__(self) -> None:
-        if not self.fps > 0:
+        if not 0 < self.fps < float("inf"):
             raise PackForcingError(f"The frame rate must be above 0, but it is {self.fps}.")
         if not 0 < self.seconds < float("inf"):
             raise PackForcingError(f"The video's length must be above 0 seconds, but it is {self.seconds}.")
@@ -294,85 +300,3 @@ class Length:
 def video_frames(latent_frames: int) -> int:
     """Frames that the causal VAE makes of the first `latent_frames` latent frames of a video."""
     return max(0, VAE_TIME_STRIDE * latent_frames - (VAE_TIME_STRIDE - 1))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run will hold, in tokens and bytes; see `plan`."""
-
-    width: int
-    height: int
-    fps: float
-    seconds: float
-    blocks: int
-    latent_frames: int
-    video_frames: int
-    tokens_per_frame: int
-    tokens_per_block: int
-    compressed_tokens_per_block: int
-    sink_tokens: int
-    mid_tokens: int
-    recent_tokens: int
-    cached_tokens: int
-    context_tokens: int
-    cache_bytes: int
-    context_bytes: int
-    archive_bytes_per_block: int
-    archive_blocks: int
-    archive_bytes: int
-    full_tokens: int
-    full_cache_bytes: int
-    max_position: float
-
-    def as_dict(self) -> dict[str, int | float]:
-        return asdict(self)
-
-
-def plan(
-    model: ModelShape,
-    config: CacheConfig,
-    size: FrameSize,
-    seconds: float,
-    fps: float = 16.0,
-    temporal_stride: int | None = None,
-    bytes_per_value: int = 2,
-) -> Plan:
-    """Tokens and bytes of a run with the bounded cache, and of the full cache that it replaces (method 2).
-
-    Args:
-        seconds: wanted duration; it is rounded up to whole blocks.
-        temporal_stride: the compressor's; None takes the default for the block size.
-        bytes_per_value: 2 for bfloat16 keys and values.
-    """
-    stride = default_temporal_stride(config.block_frames) if temporal_stride is None else temporal_stride
-    layout = Layout(config, size, stride)
-    length = Length(seconds, fps, config.block_frames)
-    full_tokens = length.latent_frames * size.tokens_per_frame
-    archive_blocks = len(config.partition(length.blocks).mid) if config.top_k else 0
-    archive_bytes_per_block = model.kv_bytes(layout.compressed_tokens_per_block, bytes_per_value)
-    frames = config.sink_frames + config.top_k * config.block_frames + config.recent_frames + config.block_frames
-    return Plan(
-        width=size.width,
-        height=size.height,
-        fps=fps,
-        seconds=length.video_frames / fps,
-        blocks=length.blocks,
-        latent_frames=length.latent_frames,
-        video_frames=length.video_frames,
-        tokens_per_frame=size.tokens_per_frame,
-        tokens_per_block=layout.tokens_per_block,
-        compressed_tokens_per_block=layout.compressed_tokens_per_block,
-        sink_tokens=layout.sink_tokens,
-        mid_tokens=layout.mid_tokens,
-        recent_tokens=layout.recent_tokens,
-        cached_tokens=layout.cached_tokens,
-        context_tokens=layout.context_tokens,
-        cache_bytes=model.kv_bytes(layout.cached_tokens, bytes_per_value),
-        context_bytes=model.kv_bytes(layout.context_tokens, bytes_per_value),
-        archive_bytes_per_block=archive_bytes_per_block,
-        archive_blocks=archive_blocks,
-        archive_bytes=archive_blocks * archive_bytes_per_block,
-        full_tokens=full_tokens,
-        full_cache_bytes=model.kv_bytes(full_tokens, bytes_per_value),
-        max_position=min(frames, config.position_range) if config.position_range else frames,
-    )

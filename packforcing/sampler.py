@@ -194,7 +194,7 @@ class LongVideo:
         frames = None
         if self.decoder is not None:
             with self._timed(record, "decode"):
-                frames = self.decoder.decode(latents.to(self.vae.device, self.vae.dtype))
+                frames = self.decoder.decode(latents)
         self._fill(record)
         self.record.blocks.append(record)
         self._uncommitted = Block(index, latents, frames)

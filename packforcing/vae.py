@@ -577,8 +577,7 @@ def _check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
         )
     if unknown := [name for name in found if name not in expected]:
         raise PackForcingError(
-            f"This is not a plain Wan 2.1 VAE: it has {len(unknown)} tensors too many, "
-            f"{unknown[0]!r} first; {_WANTED}."
+            f"This is not a plain Wan 2.1 VAE: it has {len(unknown)} tensors too many, {unknown[0]!r} first; {_WANTED}."
         )
     for name, tensor in expected.items():
         if found[name].shape != tensor.shape:

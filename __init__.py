@@ -1,0 +1,31 @@
+"""ComfyUI-PackForcing: long video in a fixed amount of GPU memory. ComfyUI's entry to the pack.
+
+The mappings are spelt out, not computed, because ComfyUI Manager reads them from the source without running it.
+"""
+
+from .nodes.cache_config import CacheConfigNode
+from .nodes.inspector import CacheInspectorNode
+from .nodes.loaders import CompressorLoaderNode, DemoModelsNode, ModelLoaderNode
+from .nodes.sampler import LongVideoSamplerNode
+
+WEB_DIRECTORY = "./web"
+
+NODE_CLASS_MAPPINGS = {
+    "PackForcingModelLoader": ModelLoaderNode,
+    "PackForcingCompressorLoader": CompressorLoaderNode,
+    "PackForcingCacheConfig": CacheConfigNode,
+    "PackForcingSampler": LongVideoSamplerNode,
+    "PackForcingCacheInspector": CacheInspectorNode,
+    "PackForcingDemoModels": DemoModelsNode,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "PackForcingModelLoader": "PackForcing Model Loader",
+    "PackForcingCompressorLoader": "PackForcing Compressor Loader",
+    "PackForcingCacheConfig": "PackForcing Cache Config",
+    "PackForcingSampler": "PackForcing Long Video Sampler",
+    "PackForcingCacheInspector": "PackForcing Cache Inspector",
+    "PackForcingDemoModels": "PackForcing Demo Models",
+}
+
+__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]

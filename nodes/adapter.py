@@ -1,0 +1,124 @@
+"""What differs between ComfyUI's versions or belongs to its internals: attention, types, loading, VAE, previews.
+
+Everything else in `nodes/` keeps to ComfyUI's node API.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import comfy.latent_formats
+import comfy.ldm.modules.attention
+import comfy.model_management
+import comfy.model_patcher
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from ..packforcing.errors import PackForcingError
+from ..packforcing.vae import load_vae
+from ..packforcing.video import to_uint8
+from ..packforcing.wan import Attention, CausalWan, sdpa
+
+PREVIEW_SIZE = 512
+
+
+def compute_dtype(model: comfy.model_patcher.ModelPatcher) -> torch.dtype:
+    """The type that hidden states are computed in, which is not that of the weights when those are fp8, say."""
+    base = model.model
+    if hasattr(base, "get_dtype_inference"):
+        return base.get_dtype_inference()
+    return base.manual_cast_dtype or base.get_dtype()
+
+
+def comfy_attention(model: comfy.model_patcher.ModelPatcher) -> Attention:
+    """The attention that the user chose for this model: an override patched onto it, or ComfyUI's choice.
+
+    On the CPU ComfyUI's choice is a chunked fallback for small memory; PyTorch's kernel is the better one there.
+    """
+    options: dict[str, Any] = dict(model.model_options.get("transformer_options", {}))
+    if model.load_device.type == "cpu" and "optimized_attention_override" not in options:
+        return sdpa
+    parameters = inspect.signature(optimized_attention).parameters.values()
+    takes_options = any(p.name == "transformer_options" or p.kind is p.VAR_KEYWORD for p in parameters)
+    extra = {"transformer_options": options} if takes_options else {}
+
+    def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is not None:
+            return sdpa(queries, keys, values, mask)
+        heads = queries.shape[2]
+        flat = (x.flatten(2) for x in (queries, keys, values))
+        return rearrange(optimized_attention(*flat, heads=heads, **extra), "b l (h d) -> b l h d", h=heads)
+
+    return attention
+
+
+def causal_wan(model: comfy.model_patcher.ModelPatcher) -> CausalWan:
+    """The library's causal forward over a MODEL's module tree. Raises PackForcingError when it is not Wan 2.1's."""
+    tree = getattr(model.model, "diffusion_model", None)
+    if tree is None:
+        raise PackForcingError(
+            f"The model is not a Wan 2.1 transformer but {type(model.model).__name__}: connect a causal Wan 2.1 model."
+        )
+    return CausalWan(tree, comfy_attention(model), compute_dtype(model), model.load_device)
+
+
+def wan_vae(vae) -> tuple[WanVAE, comfy.model_patcher.ModelPatcher]:
+    """The library's streaming VAE over the tensors of a ComfyUI VAE, and the patcher by which ComfyUI loads it.
+
+    Raises PackForcingError when the VAE is not Wan 2.1's.
+    """
+    module = load_vae(vae.get_sd())
+    # In a container, since the patcher sets attributes such as `device` on the module that it is given.
+    patcher = comfy.model_patcher.ModelPatcher(
+        torch.nn.ModuleDict({"vae": module}),
+        load_device=vae.device,
+        offload_device=comfy.model_management.vae_offload_device(),
+    )
+    return module, patcher
+
+
+def vae_memory(vae, latent_shape: tuple[int, ...]) -> int:
+    """ComfyUI's own estimate of the bytes that decoding takes besides the weights."""
+    return int(vae.memory_used_decode(latent_shape, vae.vae_dtype))
+
+
+def load_models(models: list[comfy.model_patcher.ModelPatcher], working_bytes: int) -> None:
+    """Loads models as ComfyUI sees fit, leaving `working_bytes` of the device free for the run."""
+    comfy.model_management.load_models_gpu(models, memory_required=working_bytes)
+
+
+def free_memory() -> None:
+    """Unloads all models, as ComfyUI itself does after it has run out of memory."""
+    comfy.model_management.unload_all_models()
+
+
+def check_interrupted() -> None:
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+OutOfMemory = comfy.model_management.OOM_EXCEPTION
+
+
+def normalised(model: comfy.model_patcher.ModelPatcher, samples: Tensor) -> Tensor:
+    """LATENT samples in ComfyUI's convention -> the model's, [B, 16, T, h, w] float32."""
+    return model.model.process_latent_in(samples.float())
+
+
+def comfy_samples(model: comfy.model_patcher.ModelPatcher, latents: Tensor) -> Tensor:
+    """The model's latents [B, 16, T, h, w] -> LATENT samples in ComfyUI's convention."""
+    return model.model.process_latent_out(latents.float()).to(comfy.model_management.intermediate_device())
+
+
+def preview(latents: Tensor, frames: Tensor | None) -> tuple[str, Image.Image, int]:
+    """A block's last frame, as ComfyUI's progress bar takes it: decoded, or estimated from the latents."""
+    if frames is None:
+        latent_format = comfy.latent_formats.Wan21()
+        factors = torch.tensor(latent_format.latent_rgb_factors, device=latents.device)
+        bias = torch.tensor(latent_format.latent_rgb_factors_bias, device=latents.device)
+        frames = (torch.einsum("b c t h w, c r -> b r t h w", latents, factors) + bias.view(1, 3, 1, 1, 1)).clamp(-1, 1)
+    picture = to_uint8(frames[0, :, -1:])[0].cpu().numpy()
+    return "JPEG", Image.fromarray(picture), PREVIEW_SIZE

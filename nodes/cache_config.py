@@ -1,0 +1,118 @@
+"""The cache configuration node, and the plan that it shows."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from comfy_api.latest import io
+
+from ..packforcing.config import ARCHIVE_DEVICES, SELECTIONS, CacheConfig
+from ..packforcing.errors import PackForcingError
+from . import routes, types
+
+routes.register()
+
+DEFAULTS = CacheConfig()
+
+
+class CacheConfigNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PackForcingCacheConfig",
+            display_name="PackForcing Cache Config",
+            category=types.CATEGORY,
+            description="Sizes of the three-partition KV cache: sink and recent blocks at full resolution, and the "
+            "compressed mid blocks of which the most relevant are attended. Shows what they cost.",
+            inputs=[
+                io.Int.Input(
+                    "block_frames",
+                    default=DEFAULTS.block_frames,
+                    min=1,
+                    max=16,
+                    tooltip="Latent frames a block; a property of the checkpoint. 4 in PackForcing, 3 in Self-Forcing, "
+                    "Causal-Forcing and LongLive (chunk-wise), 1 in frame-wise checkpoints.",
+                ),
+                io.Int.Input(
+                    "sink_frames",
+                    default=DEFAULTS.sink_frames,
+                    min=0,
+                    max=4096,
+                    tooltip="Latent frames at the start of the video that are kept at full resolution for ever. Whole "
+                    "blocks. 0 lets the subject drift, 16 freezes the motion (paper).",
+                ),
+                io.Int.Input(
+                    "recent_frames",
+                    default=DEFAULTS.recent_frames,
+                    min=0,
+                    max=4096,
+                    tooltip="Latent frames before the current block that are kept at full resolution. Whole blocks.",
+                ),
+                io.Int.Input(
+                    "top_k",
+                    default=DEFAULTS.top_k,
+                    min=0,
+                    max=4096,
+                    tooltip="Compressed mid blocks attended at most. 0 runs without mid blocks and without compressor.",
+                ),
+                io.Combo.Input(
+                    "selection",
+                    options=list(SELECTIONS),
+                    default=DEFAULTS.selection,
+                    tooltip="How mid blocks are chosen: by affinity to the current block, or the newest ones.",
+                ),
+                io.Float.Input(
+                    "query_fraction",
+                    default=DEFAULTS.query_fraction,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the current block's queries that the affinity samples.",
+                ),
+                io.Float.Input(
+                    "head_fraction",
+                    default=DEFAULTS.head_fraction,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the attention heads that the affinity sums over.",
+                ),
+                io.Int.Input(
+                    "position_range",
+                    default=DEFAULTS.position_range,
+                    min=0,
+                    max=4096,
+                    tooltip="0 keeps the paper's spacing of positions. N squeezes the mid blocks so that the whole "
+                    "context lies in N latent frames, such as the 21 that most models were trained on.",
+                ),
+                io.Combo.Input(
+                    "archive_device",
+                    options=list(ARCHIVE_DEVICES),
+                    default=DEFAULTS.archive_device,
+                    tooltip="Where compressed blocks wait that are not attended: on the device, in host memory, or on "
+                    "the device up to the budget and in host memory from there (auto).",
+                ),
+                io.Float.Input(
+                    "archive_budget_gb",
+                    default=DEFAULTS.archive_budget_gb,
+                    min=0.0,
+                    max=1024.0,
+                    step=0.1,
+                    tooltip="Device memory for the archive when archive_device is auto, in GB (10^9 bytes).",
+                ),
+            ],
+            outputs=[types.CacheConfig.Output(display_name="cache_config")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, **values) -> bool | str:
+        known = {field.name: values[field.name] for field in fields(CacheConfig) if values.get(field.name) is not None}
+        try:
+            CacheConfig(**known)
+        except PackForcingError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, **values) -> io.NodeOutput:
+        return io.NodeOutput(CacheConfig(**values))

@@ -1,0 +1,135 @@
+"""Loaders: a causal Wan checkpoint, a compressor, and the tiny demo models."""
+
+from __future__ import annotations
+
+import comfy.sd
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..packforcing.checkpoints import load_compressor, load_wan
+from ..packforcing.compressor import CompressorChoice
+from ..packforcing.demo import demo_transformer, demo_vae
+from ..packforcing.errors import PackForcingError
+from . import types
+from .demo_clip import DemoClip
+
+MODEL_FOLDER = "diffusion_models"
+COMPRESSOR_FOLDER = "packforcing"
+TRAINING_FREE = "training-free (LR branch)"
+
+WEIGHT_SETS = ["auto", "ema", "raw"]
+DTYPES = {
+    "default": {},
+    "bf16": {"dtype": torch.bfloat16},
+    "fp16": {"dtype": torch.float16},
+    "fp32": {"dtype": torch.float32},
+    "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
+    "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
+    "fp8_e5m2": {"dtype": torch.float8_e5m2},
+}
+
+folder_paths.add_model_folder_path(COMPRESSOR_FOLDER, f"{folder_paths.models_dir}/{COMPRESSOR_FOLDER}")
+
+
+def comfy_model(state_dict: dict[str, torch.Tensor], dtype: str, source: str):
+    """A ComfyUI MODEL of a Wan state dict."""
+    model = comfy.sd.load_diffusion_model_state_dict(state_dict, model_options=dict(DTYPES[dtype]))
+    if model is None:
+        raise PackForcingError(
+            f"{source} is a Wan checkpoint that this version of ComfyUI does not know: update ComfyUI, or load the "
+            "file with another loader and connect its MODEL to the sampler."
+        )
+    return model
+
+
+class ModelLoaderNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PackForcingModelLoader",
+            display_name="PackForcing Model Loader",
+            category=types.CATEGORY,
+            description="Loads a causal Wan 2.1 checkpoint (Self-Forcing, Causal-Forcing, CausVid, LongLive, ...), "
+            "also from the .pt files that their authors publish. The result is an ordinary MODEL: LoRA loaders apply.",
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=folder_paths.get_filename_list(MODEL_FOLDER),
+                    tooltip="A file in models/diffusion_models.",
+                ),
+                io.Combo.Input(
+                    "weights",
+                    options=WEIGHT_SETS,
+                    default="auto",
+                    tooltip="Which weights of a training checkpoint: the averaged ones (ema), the raw ones, or the "
+                    "averaged ones where there are any (auto).",
+                ),
+                io.Combo.Input(
+                    "dtype", options=list(DTYPES), default="default", tooltip="What the weights are kept in."
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model_name: str, weights: str, dtype: str) -> io.NodeOutput:
+        path = folder_paths.get_full_path_or_raise(MODEL_FOLDER, model_name)
+        loaded = load_wan(path, weights)
+        return io.NodeOutput(comfy_model(loaded.state_dict, dtype, model_name))
+
+
+def compressor_files() -> list[str]:
+    names = folder_paths.get_filename_list(COMPRESSOR_FOLDER)
+    return [name for name in names if name.endswith((".safetensors", ".sft"))]
+
+
+class CompressorLoaderNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PackForcingCompressorLoader",
+            display_name="PackForcing Compressor Loader",
+            category=types.CATEGORY,
+            description="Chooses how blocks are compressed. Training-free needs no file: it encodes a pooled copy of "
+            "the video. A trained dual-branch compressor is a safetensors file in models/packforcing.",
+            inputs=[
+                io.Combo.Input(
+                    "compressor_name",
+                    options=[TRAINING_FREE, *compressor_files()],
+                    default=TRAINING_FREE,
+                    tooltip="The training-free form, or a file in models/packforcing.",
+                )
+            ],
+            outputs=[types.Compressor.Output(display_name="compressor")],
+        )
+
+    @classmethod
+    def execute(cls, compressor_name: str) -> io.NodeOutput:
+        if compressor_name == TRAINING_FREE:
+            return io.NodeOutput(CompressorChoice(TRAINING_FREE))
+        path = folder_paths.get_full_path_or_raise(COMPRESSOR_FOLDER, compressor_name)
+        return io.NodeOutput(CompressorChoice(compressor_name, *load_compressor(path)))
+
+
+class DemoModelsNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PackForcingDemoModels",
+            display_name="PackForcing Demo Models",
+            category=types.CATEGORY,
+            description="Tiny Wan-shaped models that run on any machine without a download. Their weights are random: "
+            "they show that the graph works, not what the method can do.",
+            inputs=[],
+            outputs=[
+                io.Model.Output(display_name="model"),
+                io.Clip.Output(display_name="clip"),
+                io.Vae.Output(display_name="vae"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        model = comfy_model(demo_transformer(), "default", "The demo model")
+        return io.NodeOutput(model, DemoClip(), comfy.sd.VAE(sd=demo_vae()))

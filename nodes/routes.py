@@ -1,0 +1,45 @@
+"""One HTTP route, for the Cache Config node: the plan of a configuration, so that the arithmetic has one home."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields
+from typing import Any
+
+from ..packforcing.config import CacheConfig, FrameSize
+from ..packforcing.errors import PackForcingError
+from ..packforcing.plan import MODELS, plan, plan_text
+
+log = logging.getLogger(__name__)
+
+PATH = "/packforcing/plan"
+
+
+def planned(query: dict[str, str]) -> dict[str, Any]:
+    """The answer to a query: {"text", "plan"}, or {"error"} with the sentence that says what is wrong."""
+    try:
+        types = {field.name: type(field.default) for field in fields(CacheConfig)}
+        config = CacheConfig(**{name: types[name](value) for name, value in query.items() if name in types})
+        size = FrameSize(int(query.get("width", 832)), int(query.get("height", 480)))
+        name = query.get("model", "wan2.1-1.3b")
+        if name not in MODELS:
+            raise PackForcingError(f"There is no model '{name}' to plan for: choose one of {', '.join(MODELS)}.")
+        result = plan(MODELS[name], config, size, float(query.get("seconds", 120)), float(query.get("fps", 16)))
+    except ValueError as error:  # PackForcingError is one; a number that does not parse is another
+        return {"error": str(error)}
+    return {"text": plan_text(result, name), "plan": result.as_dict()}
+
+
+def register() -> None:
+    """Adds the route to ComfyUI's server, when there is one."""
+    from aiohttp import web
+    from server import PromptServer
+
+    server = getattr(PromptServer, "instance", None)
+    if server is None:
+        log.debug("no server: the Cache Config node shows no plan")
+        return
+
+    @server.routes.get(PATH)
+    async def plan_route(request: web.Request) -> web.Response:
+        return web.json_response(planned(dict(request.query)))

@@ -1,0 +1,310 @@
+"""The long-video sampler: MODEL and prompt in, latents, a video file and the cache's record out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.input_impl import VideoFromFile
+from comfy_api.latest import io
+from comfy_execution.graph import ExecutionBlocker
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..packforcing.compressor import Compressor, CompressorChoice
+from ..packforcing.config import CacheConfig, FrameSize, Layout, Length, default_temporal_stride
+from ..packforcing.errors import PackForcingError
+from ..packforcing.plan import gigabytes
+from ..packforcing.sampler import LongVideo, Sampling
+from ..packforcing.schedule import UPDATES
+from ..packforcing.video import VideoWriter
+from . import adapter, types
+
+log = logging.getLogger(__name__)
+
+RESCUE_FOLDER = "packforcing_interrupted"
+
+
+class LongVideoSamplerNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PackForcingSampler",
+            display_name="PackForcing Long Video Sampler",
+            category=types.CATEGORY,
+            description="Makes a video of any length, block by block, from a KV cache of fixed size. The video is "
+            "written to a file while it is being made.",
+            inputs=[
+                io.Model.Input("model", tooltip="A causal Wan 2.1 text-to-video model, from any loader."),
+                io.Conditioning.Input("positive", tooltip="The prompt. These models sample without a negative prompt."),
+                types.CacheConfig.Input("cache_config"),
+                types.Compressor.Input(
+                    "compressor", optional=True, tooltip="Needed unless top_k of the cache config is 0."
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="The Wan 2.1 VAE. Needed by the compressor, and for the video output.",
+                ),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
+                io.Int.Input("width", default=832, min=16, max=16384, step=16, tooltip="Pixels, a multiple of 16."),
+                io.Int.Input("height", default=480, min=16, max=16384, step=16, tooltip="Pixels, a multiple of 16."),
+                io.Float.Input(
+                    "seconds",
+                    default=10.0,
+                    min=0.0,
+                    max=86400.0,
+                    step=0.1,
+                    tooltip="Length of the video, rounded up to whole blocks (the first block is 3 frames short).",
+                ),
+                io.Float.Input("fps", default=16.0, min=1.0, max=120.0, step=0.01, tooltip="Wan 2.1 makes 16."),
+                io.Int.Input(
+                    "steps", default=4, min=1, max=1000, tooltip="Denoising steps a block; 4 for distilled models."
+                ),
+                io.Float.Input(
+                    "shift", default=5.0, min=0.01, max=100.0, step=0.01, tooltip="Flow shift of the noise levels."
+                ),
+                io.Combo.Input(
+                    "update",
+                    options=list(UPDATES),
+                    default=UPDATES[0],
+                    tooltip="few-step: predict, add fresh noise (step-distilled models). euler: all other models.",
+                ),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="An empty video latent: sets size and length in place of width, height and seconds.",
+                ),
+                io.Latent.Input(
+                    "continue_from",
+                    optional=True,
+                    tooltip="Latents of an earlier run: the video starts with them and goes on to the wanted length. "
+                    "With the seed and settings of that run, it goes on as if it had never stopped.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent"),
+                io.Video.Output(display_name="video"),
+                types.CacheRecord.Output(display_name="record"),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, width=None, height=None, seconds=None, fps=None, seed=None) -> bool | str:
+        """Tells a mistake in a widget before anything runs; values that come from other nodes are checked later."""
+        try:
+            if width is not None and height is not None:
+                FrameSize(width, height)
+            if seconds is not None and fps is not None:
+                Length(seconds, fps, block_frames=1)
+        except PackForcingError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        positive,
+        cache_config: CacheConfig,
+        seed: int,
+        width: int,
+        height: int,
+        seconds: float,
+        fps: float,
+        steps: int,
+        shift: float,
+        update: str,
+        compressor: CompressorChoice | None = None,
+        vae=None,
+        latent=None,
+        continue_from=None,
+    ) -> io.NodeOutput:
+        sampling = Sampling(seed, steps, shift, update)
+        size, blocks = video_size(cache_config, width, height, seconds, fps, latent)
+        given = given_latents(cache_config, size, blocks, continue_from)
+        context = prompt_embedding(positive)
+        wan = adapter.causal_wan(model)
+        stride = default_temporal_stride(cache_config.block_frames)
+        built: Compressor | None = None
+        if compressor is not None:
+            stride = compressor.temporal_stride(cache_config.block_frames)
+            built = compressor.build(cache_config.block_frames, wan.shape.dim, wan.device)
+        layout = Layout(cache_config, size, stride)
+        streaming_vae, vae_patcher = (None, None) if vae is None else adapter.wan_vae(vae)
+        progress = Progress(blocks, len_given(given, cache_config), sampling.steps)
+
+        needed = working_bytes(wan, layout, blocks, vae)
+        try:
+            adapter.load_models([model] if vae_patcher is None else [model, vae_patcher], needed)
+            video = LongVideo(
+                wan,
+                wan.embed_text(context),
+                layout,
+                sampling,
+                built,
+                streaming_vae,
+                fps=fps,
+                on_step=progress.on_step,
+            )
+            samples, path = run(video, blocks, given, model, progress)
+        except adapter.OutOfMemory as error:
+            adapter.free_memory()
+            raise PackForcingError(
+                f"A video of {size.width}x{size.height} needs about {gigabytes(needed)} beside the model's weights, "
+                f"more than {wan.device} has free: choose a smaller size, fewer sink, recent or top_k blocks, or "
+                "archive_device host."
+            ) from error
+
+        # Only a node that asks for the video is told that there is none.
+        no_video = ExecutionBlocker("The sampler has no VAE and so no video: connect the Wan 2.1 VAE to it.")
+        output = VideoFromFile(str(path)) if path else no_video
+        return io.NodeOutput({"samples": samples}, output, video.record)
+
+
+def video_size(
+    config: CacheConfig, width: int, height: int, seconds: float, fps: float, latent
+) -> tuple[FrameSize, int]:
+    """Frame size and number of blocks, from the widgets or from an empty LATENT [1, 16, T, h, w]."""
+    if latent is None:
+        return FrameSize(width, height), Length(seconds, fps, config.block_frames).blocks
+    samples = latent["samples"]
+    check_video_latents(samples, "The latent that sets size and length")
+    size = FrameSize(samples.shape[-1] * 8, samples.shape[-2] * 8)
+    return size, -(-samples.shape[2] // config.block_frames)
+
+
+def check_video_latents(samples: Tensor, what: str) -> None:
+    if samples.ndim != 5 or samples.shape[0] != 1 or samples.shape[1] != 16 or samples.shape[2] < 1:
+        raise PackForcingError(
+            f"{what} must be one Wan 2.1 video, [1, 16, frames, height, width], but it has the shape "
+            f"{list(samples.shape)}: use the core node EmptyHunyuanLatentVideo with a batch size of 1, say."
+        )
+
+
+def given_latents(config: CacheConfig, size: FrameSize, blocks: int, continue_from) -> Tensor | None:
+    """The samples to go on from, in ComfyUI's convention; checked against the video that they are to start."""
+    if continue_from is None:
+        return None
+    samples = continue_from["samples"]
+    check_video_latents(samples, "The latent to go on from")
+    found = (samples.shape[-1] * 8, samples.shape[-2] * 8)
+    if found != (size.width, size.height) or samples.shape[2] % config.block_frames:
+        raise PackForcingError(
+            f"The latent to go on from must be {size.width}x{size.height} pixels and whole blocks of "
+            f"{config.block_frames} latent frames, but it is {found[0]}x{found[1]} with {samples.shape[2]} frames."
+        )
+    if samples.shape[2] // config.block_frames >= blocks:
+        raise PackForcingError(
+            f"The latent to go on from has {samples.shape[2] // config.block_frames} blocks already, but the video is "
+            f"to have {blocks} in all: ask for more seconds."
+        )
+    return samples
+
+
+def len_given(given: Tensor | None, config: CacheConfig) -> int:
+    return 0 if given is None else given.shape[2] // config.block_frames
+
+
+def prompt_embedding(positive) -> Tensor:
+    """The text embedding [1, L, width] of a CONDITIONING with a single entry."""
+    if len(positive) != 1:
+        raise PackForcingError(
+            f"The sampler follows one prompt, but the conditioning has {len(positive)} entries: connect a CLIP Text "
+            "Encode node without Conditioning Combine."
+        )
+    context = positive[0][0]
+    if context.shape[0] != 1:
+        raise PackForcingError(f"The sampler makes one video at a time, but the prompt is {context.shape[0]} prompts.")
+    return context
+
+
+def working_bytes(wan, layout: Layout, blocks: int, vae) -> int:
+    """Device bytes that a run takes beside the weights: cache, archive, and the largest of the working sets."""
+    config, size = layout.config, layout.size
+    context = wan.shape.kv_bytes(layout.context_tokens, wan.dtype.itemsize)
+    archived = len(config.partition(blocks).mid) * layout.compressed_tokens_per_block if config.top_k else 0
+    archive = min(wan.shape.kv_bytes(archived, wan.dtype.itemsize), config.archive_budget)
+    # Hidden states, their normed copy, q, k, v, attention's output and the feed-forward layer's input: some 12 widths.
+    hidden = 12 * layout.tokens_per_block * wan.shape.dim * wan.dtype.itemsize
+    decoding = 0
+    if vae is not None:
+        decoding = adapter.vae_memory(vae, (1, 16, config.block_frames, size.latent_height, size.latent_width))
+    return int(context + archive + max(hidden, decoding))
+
+
+class Progress:
+    """ComfyUI's progress bar over all model passes, with the newest block's picture; also where Cancel is heard."""
+
+    def __init__(self, blocks: int, given: int, steps: int) -> None:
+        passes = given * 2 + (blocks - given) * (steps + 1) - 1  # the last block has no clean pass
+        self._bar = comfy.utils.ProgressBar(passes)
+        self._passes = passes
+        self._done = 0
+
+    def on_step(self, block: int, step: int) -> None:
+        adapter.check_interrupted()
+        self._bar.update_absolute(self._done, self._passes)
+        self._done += 1
+
+    def show(self, latents: Tensor, frames: Tensor | None) -> None:
+        self._bar.update_absolute(min(self._done, self._passes), self._passes, adapter.preview(latents, frames))
+
+
+def run(video: LongVideo, blocks: int, given: Tensor | None, model, progress: Progress) -> tuple[Tensor, Path | None]:
+    """Makes all blocks; returns LATENT samples and the video's file (None without a VAE).
+
+    When the run ends early (Cancel, out of memory, NaN), what is finished is kept in the output folder.
+    """
+    size = video.layout.size
+    path: Path | None = None
+    latents: list[Tensor] = []
+    try:
+        with contextlib.ExitStack() as stack:
+            writer = None
+            if video.decoder is not None:
+                path = Path(folder_paths.get_temp_directory()) / f"packforcing_{uuid.uuid4().hex}.mp4"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                writer = stack.enter_context(VideoWriter(path, video.record.fps, size.width, size.height))
+            for block in all_blocks(video, blocks, given, model):
+                if writer is not None:
+                    writer.write(block.frames)
+                latents.append(block.latents.cpu())
+                progress.show(block.latents, block.frames)
+    except BaseException:
+        keep_what_is_done(latents, path, model)
+        raise
+    return adapter.comfy_samples(model, torch.cat(latents, dim=2)), path
+
+
+def all_blocks(video: LongVideo, blocks: int, given: Tensor | None, model) -> Iterator:
+    if given is not None:
+        yield from video.replay(adapter.normalised(model, given))
+    yield from video.blocks(blocks - video.next_block)
+
+
+def keep_what_is_done(latents: list[Tensor], path: Path | None, model) -> None:
+    """Moves an unfinished run's video to the output folder, and its latents beside it in ComfyUI's .latent format."""
+    if not latents:
+        return
+    folder = Path(folder_paths.get_output_directory()) / RESCUE_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    name = time.strftime("%Y%m%d-%H%M%S")
+    samples = adapter.comfy_samples(model, torch.cat(latents, dim=2)).cpu().contiguous()
+    save_file({"latent_tensor": samples, "latent_format_version_0": torch.tensor([])}, folder / f"{name}.latent")
+    if path is not None and path.exists():
+        shutil.move(path, folder / f"{name}.mp4")
+    log.warning(
+        "PackForcing: the run ended early; its %d finished blocks are kept as %s (.latent, .mp4). To go on, load the "
+        "latent into continue_from.",
+        len(latents),
+        folder / name,
+    )

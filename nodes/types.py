@@ -1,0 +1,11 @@
+"""The socket types that the pack's nodes pass among themselves."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+CATEGORY = "PackForcing"
+
+Compressor = io.Custom("PACKFORCING_COMPRESSOR")  # nodes.loaders.CompressorChoice
+CacheConfig = io.Custom("PACKFORCING_CACHE_CONFIG")  # packforcing.config.CacheConfig
+CacheRecord = io.Custom("PACKFORCING_CACHE_RECORD")  # packforcing.record.CacheRecord

@@ -1,0 +1,198 @@
+"""The command line: python -m packforcing plan | generate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoints import load_compressor, load_wan, read_state_dict
+from .compressor import CompressorChoice
+from .config import ARCHIVE_DEVICES, SELECTIONS, CacheConfig, FrameSize, Layout, Length
+from .demo import demo_transformer, demo_vae
+from .errors import PackForcingError
+from .inspector import picture, report
+from .plan import MODELS, plan, plan_text
+from .sampler import LongVideo, Sampling
+from .schedule import UPDATES
+from .text import encode_prompt
+from .tree import SIZES, WanSizes, build_tree
+from .vae import WanVAE, load_vae
+from .video import VideoWriter
+from .wan import CausalWan
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(prog="python -m packforcing", description=__doc__)
+    commands = root.add_subparsers(dest="command", required=True)
+
+    plan_command = commands.add_parser("plan", help="what a run will hold, in tokens and bytes")
+    plan_command.add_argument("--model", default="wan2.1-1.3b", choices=MODELS)
+    add_video_options(plan_command, width=832, height=480, seconds=120.0)
+    add_cache_options(plan_command)
+    plan_command.add_argument("--json", action="store_true", help="print one JSON object")
+    plan_command.set_defaults(run=run_plan)
+
+    generate = commands.add_parser("generate", help="make a video")
+    generate.add_argument("--model", default="tiny", help="'tiny' (the demo models), or a causal Wan checkpoint")
+    generate.add_argument("--weights", default="auto", choices=("auto", "ema", "raw"), help="of a training checkpoint")
+    generate.add_argument("--vae", help="the Wan 2.1 VAE's file; not for --model tiny")
+    generate.add_argument("--compressor", help="a dual-branch compressor's file; default: training-free")
+    prompt = generate.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", help="for --model tiny")
+    prompt.add_argument(
+        "--text-embedding", help="a safetensors file with one tensor [1, L, 4096]: the prompt, encoded by UMT5-XXL"
+    )
+    add_video_options(generate, width=None, height=None, seconds=10.0)
+    add_cache_options(generate)
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--steps", type=int, default=4, help="denoising steps a block")
+    generate.add_argument("--shift", type=float, default=5.0, help="flow shift")
+    generate.add_argument("--update", default=UPDATES[0], choices=UPDATES)
+    generate.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    generate.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
+    generate.add_argument("--output", default="out.mp4", help="the MP4 to write")
+    generate.add_argument("--report", help="a JSON file for the cache's record")
+    generate.add_argument("--picture", help="a PNG file for the inspector's picture")
+    generate.add_argument("--json", action="store_true", help="print one JSON object")
+    generate.set_defaults(run=run_generate)
+    return root
+
+
+def add_video_options(command: argparse.ArgumentParser, width: int | None, height: int | None, seconds: float) -> None:
+    command.add_argument("--width", type=int, default=width, help="pixels, a multiple of 16")
+    command.add_argument("--height", type=int, default=height, help="pixels, a multiple of 16")
+    command.add_argument("--seconds", type=float, default=seconds, help="rounded up to whole blocks")
+    command.add_argument("--fps", type=float, default=16.0)
+
+
+def add_cache_options(command: argparse.ArgumentParser) -> None:
+    default = CacheConfig()
+    command.add_argument("--block", dest="block_frames", type=int, default=default.block_frames, help="latent frames")
+    command.add_argument("--sink", dest="sink_frames", type=int, default=default.sink_frames, help="latent frames")
+    command.add_argument("--recent", dest="recent_frames", type=int, default=default.recent_frames, help="likewise")
+    command.add_argument("--top-k", dest="top_k", type=int, default=default.top_k, help="mid blocks attended at most")
+    command.add_argument("--selection", default=default.selection, choices=SELECTIONS)
+    command.add_argument("--query-fraction", type=float, default=default.query_fraction)
+    command.add_argument("--head-fraction", type=float, default=default.head_fraction)
+    command.add_argument("--position-range", type=int, default=default.position_range, help="latent frames; 0 is off")
+    command.add_argument("--archive-device", default=default.archive_device, choices=ARCHIVE_DEVICES)
+    command.add_argument("--archive-budget-gb", type=float, default=default.archive_budget_gb)
+
+
+def cache_config(options: argparse.Namespace) -> CacheConfig:
+    return CacheConfig(**{field.name: getattr(options, field.name) for field in fields(CacheConfig)})
+
+
+def run_plan(options: argparse.Namespace) -> None:
+    size = FrameSize(options.width, options.height)
+    result = plan(MODELS[options.model], cache_config(options), size, options.seconds, options.fps)
+    print(json.dumps(result.as_dict()) if options.json else plan_text(result, options.model))
+
+
+def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[CausalWan, WanVAE | None, Tensor]:
+    """The transformer, the VAE and the encoded prompt [1, L, 4096] that the options name."""
+    if options.model == "tiny":
+        if options.vae or options.text_embedding:
+            raise PackForcingError(
+                "The tiny model brings its own VAE and text encoder: leave --vae and --text-embedding out, and give "
+                "--prompt."
+            )
+        tree = build_tree(SIZES["tiny"], demo_transformer())
+        vae = load_vae(demo_vae(), device=options.device)
+        context = encode_prompt(options.prompt)
+    else:
+        if options.text_embedding is None:
+            raise PackForcingError(
+                "A real model needs a prompt encoded by UMT5-XXL, and the command line has no UMT5: give "
+                "--text-embedding FILE, or generate in ComfyUI."
+            )
+        loaded = load_wan(options.model, options.weights)
+        shape = loaded.shape
+        sizes = WanSizes(shape.dim, shape.ffn_dim, shape.layers, shape.heads, shape.in_channels, shape.text_dim)
+        tree = build_tree(sizes, loaded.state_dict)
+        vae = load_vae(read_state_dict(options.vae)[0], dtype, options.device) if options.vae else None
+        context = only_tensor(options.text_embedding)
+    tree = tree.to(options.device, dtype)
+    return CausalWan(tree, dtype=dtype, device=options.device), vae, context
+
+
+def only_tensor(path: str) -> Tensor:
+    tensors, _ = read_state_dict(path)
+    if len(tensors) != 1:
+        raise PackForcingError(f"{path} must hold one tensor, the encoded prompt [1, L, 4096], but has {len(tensors)}.")
+    return next(iter(tensors.values()))
+
+
+def run_generate(options: argparse.Namespace) -> None:
+    default_size = (128, 128) if options.model == "tiny" else (832, 480)
+    size = FrameSize(options.width or default_size[0], options.height or default_size[1])
+    config = cache_config(options)
+    length = Length(options.seconds, options.fps, config.block_frames)
+    sampling = Sampling(options.seed, options.steps, options.shift, options.update)
+    if not options.vae and options.model != "tiny":
+        raise PackForcingError("A video file needs the Wan 2.1 VAE: give --vae FILE.")
+    dtype = DTYPES[options.dtype] if options.dtype else torch.float32
+    if options.dtype is None and torch.device(options.device).type == "cuda":
+        dtype = torch.bfloat16
+    choice = CompressorChoice("training-free (LR branch)")
+    if options.compressor:
+        choice = CompressorChoice(Path(options.compressor).name, *load_compressor(options.compressor))
+    layout = Layout(config, size, choice.temporal_stride(config.block_frames))
+    tags = {"comment": options.prompt} if options.prompt else {}
+    with VideoWriter(options.output, options.fps, size.width, size.height, metadata=tags) as writer:
+        wan, vae, context = load_models(options, dtype)
+        compressor = choice.build(config.block_frames, wan.shape.dim, options.device)
+        video = LongVideo(wan, wan.embed_text(context), layout, sampling, compressor, vae, fps=options.fps)
+        start = time.perf_counter()
+        for block in video.blocks(length.blocks):
+            writer.write(block.frames)
+            show_progress(block.index + 1, length.blocks, time.perf_counter() - start)
+    elapsed = time.perf_counter() - start
+
+    if options.report:
+        Path(options.report).write_text(json.dumps(video.record.as_dict()))
+    if options.picture:
+        picture(video.record).save(options.picture)
+    summary: dict[str, Any] = {
+        "output": str(options.output),
+        "frames": writer.frames,
+        "width": size.width,
+        "height": size.height,
+        "fps": options.fps,
+        "video_seconds": writer.frames / options.fps,
+        "elapsed_seconds": elapsed,
+        "context_tokens": layout.context_tokens,
+    }
+    print(json.dumps(summary) if options.json else f"{report(video.record)}\n\nwritten: {options.output}")
+
+
+def show_progress(done: int, blocks: int, elapsed: float) -> None:
+    end = "\n" if done == blocks else ""
+    print(f"\rblock {done} of {blocks}, {elapsed:.1f} s", end=end, file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except PackForcingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; what was finished is in the file", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

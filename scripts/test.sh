@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Sets up what is needed, lints, and runs every test: bash scripts/test.sh [--setup-only] [pytest arguments...]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bash scripts/setup.sh --browser
+if [ "${1:-}" = "--setup-only" ]; then
+    exit 0
+fi
+.venv/bin/ruff check .
+exec .venv/bin/pytest "$@"

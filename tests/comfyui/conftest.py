@@ -1,0 +1,56 @@
+"""A real ComfyUI server with this pack in it, and its frontend in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from comfyui import Client, Server
+from frontend import CHROMIUM_FLAGS, find_chromium, open_frontend
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+# Any name goes: nothing in the pack may depend on it, so the tests use one that is not an identifier.
+PACK_FOLDER = "my pack-1.2 (copy)"
+
+
+@pytest.fixture(scope="session")
+def server(comfy_path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests: `.base_dir`, `.port`, `.url`, `.log`, `.client()`."""
+    with Server(tmp_path_factory.mktemp("comfyui"), pack_folder=PACK_FOLDER) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    """A connection of its own for each test."""
+    with server.client() as connection:
+        yield connection
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The system's Chromium. Its absence is a failure: the frontend is half of what a user meets."""
+    chromium = find_chromium()
+    if chromium is None:
+        pytest.fail("Chromium was not found; install the Debian package chromium, or set CHROMIUM.", pytrace=False)
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=list(CHROMIUM_FLAGS))
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="session")
+def window(browser: Browser) -> Iterator[BrowserContext]:
+    """One browser window for all tests: the frontend's many files are loaded once and cached."""
+    context = browser.new_context(viewport={"width": 1600, "height": 1000})
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(window: BrowserContext, server: Server) -> Iterator[Page]:
+    """The frontend in a tab of its own: an empty canvas, dialogs closed. Helpers are in frontend.py."""
+    tab = window.new_page()
+    open_frontend(tab, server.url)
+    yield tab
+    tab.close()

@@ -1,0 +1,115 @@
+// What the pack's nodes show on themselves: the Cache Config's plan, live, and the Cache Inspector's report.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+
+const CONFIG = "PackForcingCacheConfig";
+const SAMPLER = "PackForcingSampler";
+const INSPECTOR = "PackForcingCacheInspector";
+const DEMO = "PackForcingDemoModels";
+
+const PLAN_DELAY_MS = 200; // one request for a burst of edits
+const PLAN_CHECK_MS = 1000; // how often edits of *other* nodes (size, length) are noticed
+
+function addText(node, name, height) {
+  const element = document.createElement("pre");
+  element.style.cssText =
+    "margin:0;padding:6px 8px;overflow:auto;box-sizing:border-box;width:100%;height:100%;white-space:pre;" +
+    "font:11px/1.35 ui-monospace,monospace;color:var(--input-text,#ddd);background:var(--comfy-input-bg,#222);" +
+    "border-radius:6px;user-select:text";
+  const widget = node.addDOMWidget(name, "packforcing_text", element, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => height,
+    getMaxHeight: () => height,
+  });
+  widget.serialize = false;
+  return element;
+}
+
+function widgetValue(node, name) {
+  return node.widgets?.find((widget) => widget.name === name)?.value;
+}
+
+// The node at the other end of an input's link, or undefined.
+function source(node, inputName) {
+  const input = node.inputs?.find((slot) => slot.name === inputName);
+  const link = input?.link == null ? undefined : node.graph?.links?.[input.link];
+  return link && node.graph.getNodeById(link.origin_id);
+}
+
+function targets(node) {
+  const links = node.outputs?.[0]?.links ?? [];
+  return links.map((id) => node.graph?.getNodeById(node.graph.links[id]?.target_id)).filter(Boolean);
+}
+
+// The model at the start of a chain of MODEL nodes (LoRA loaders and such between).
+function modelOf(sampler) {
+  let node = sampler;
+  for (let hops = 0; hops < 32 && node; hops++) {
+    node = source(node, "model");
+    if (node?.type === DEMO) return "tiny";
+  }
+  return "wan2.1-1.3b";
+}
+
+function planQuery(node) {
+  const query = new URLSearchParams();
+  for (const widget of node.widgets ?? []) {
+    if (widget.type !== "packforcing_text") query.set(widget.name, widget.value);
+  }
+  const sampler = targets(node).find((target) => target.type === SAMPLER);
+  if (sampler) {
+    for (const name of ["width", "height", "seconds", "fps"]) {
+      const value = widgetValue(sampler, name);
+      if (value !== undefined) query.set(name, value);
+    }
+    query.set("model", modelOf(sampler));
+  }
+  return query.toString();
+}
+
+function showPlan(node) {
+  const element = addText(node, "plan", 176);
+  element.textContent = "…";
+  let shown = null;
+  let pending = null;
+  const refresh = async () => {
+    pending = null;
+    if (!node.graph) return;
+    const query = planQuery(node);
+    if (query === shown) return;
+    shown = query;
+    try {
+      const answer = await (await api.fetchApi(`/packforcing/plan?${query}`)).json();
+      if (query === shown) element.textContent = answer.text ?? answer.error;
+    } catch (error) {
+      shown = null; // the server is away; asked again at the next check
+    }
+  };
+  const timer = setInterval(() => (pending ??= setTimeout(refresh, PLAN_DELAY_MS)), PLAN_CHECK_MS);
+  const removed = node.onRemoved;
+  node.onRemoved = function () {
+    clearInterval(timer);
+    return removed?.apply(this, arguments);
+  };
+  setTimeout(refresh, PLAN_DELAY_MS);
+}
+
+function showReport(node) {
+  const element = addText(node, "report", 320);
+  element.textContent = "Run the workflow to see the report.";
+  const executed = node.onExecuted;
+  node.onExecuted = function (message) {
+    if (message?.text) element.textContent = [].concat(message.text).join("");
+    return executed?.apply(this, arguments);
+  };
+}
+
+app.registerExtension({
+  name: "PackForcing",
+  nodeCreated(node) {
+    const type = node.comfyClass ?? node.type;
+    if (type === CONFIG) showPlan(node);
+    if (type === INSPECTOR) showReport(node);
+  },
+});
