@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..packforcing.errors import PackForcingError
-from ..packforcing.vae import load_vae
+from ..packforcing.vae import WanVAE, load_vae
 from ..packforcing.video import to_uint8
 from ..packforcing.wan import Attention, CausalWan, sdpa
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from ..packforcing.compressor import Compressor, CompressorChoice
 from ..packforcing.config import CacheConfig, FrameSize, Layout, Length, default_temporal_stride
 from ..packforcing.errors import PackForcingError
-from ..packforcing.plan import gigabytes
 from ..packforcing.sampler import LongVideo, Sampling
 from ..packforcing.schedule import UPDATES
+from ..packforcing.units import readable_bytes
 from ..packforcing.video import VideoWriter
 from . import adapter, types
 
@@ -159,8 +159,8 @@ class LongVideoSamplerNode(io.ComfyNode):
         except adapter.OutOfMemory as error:
             adapter.free_memory()
             raise PackForcingError(
-                f"A video of {size.width}x{size.height} needs about {gigabytes(needed)} beside the model's weights, "
-                f"more than {wan.device} has free: choose a smaller size, fewer sink, recent or top_k blocks, or "
+                f"A video of {size.width}x{size.height} needs about {readable_bytes(needed)} beside the model's "
+                f"weights, more than {wan.device} has free: choose a smaller size, a smaller cache config, or "
                 "archive_device host."
             ) from error
 

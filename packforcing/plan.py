@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from .config import MODELS, CacheConfig, FrameSize, Layout, Length, ModelShape, default_temporal_stride
+from .units import readable_bytes
 
 __all__ = ["MODELS", "Plan", "plan", "plan_text"]
 
@@ -92,10 +93,6 @@ def plan(
     )
 
 
-def gigabytes(count: int) -> str:
-    return f"{count / 1e9:,.2f} GB"
-
-
 def plan_text(plan: Plan, model: str) -> str:
     """The plan for people, a few aligned lines."""
     rows = [
@@ -108,11 +105,14 @@ def plan_text(plan: Plan, model: str) -> str:
         ("compressed", f"{plan.compressed_tokens_per_block:,} tokens a block"),
         ("context", f"{plan.context_tokens:,} tokens, constant"),
         ("", f"sink {plan.sink_tokens:,} + mid {plan.mid_tokens:,} + recent {plan.recent_tokens:,}"),
-        ("cache", f"{gigabytes(plan.cache_bytes)} of KV ({gigabytes(plan.context_bytes)} with the current block)"),
+        (
+            "cache",
+            f"{readable_bytes(plan.cache_bytes)} of KV ({readable_bytes(plan.context_bytes)} with the current block)",
+        ),
         (
             "archive",
-            f"{gigabytes(plan.archive_bytes)} at the end ({plan.archive_bytes_per_block / 1e6:.1f} MB a block)",
+            f"{readable_bytes(plan.archive_bytes)} at the end ({readable_bytes(plan.archive_bytes_per_block)} a block)",
         ),
-        ("full cache", f"{gigabytes(plan.full_cache_bytes)}, {plan.full_tokens:,} tokens"),
+        ("full cache", f"{readable_bytes(plan.full_cache_bytes)}, {plan.full_tokens:,} tokens"),
     ]
     return "\n".join(f"{label:<11}{value}" for label, value in rows)

@@ -5,9 +5,9 @@ video. While it grows, the file is a *fragmented* MP4: every half second is comp
 a file that plays. A clean close copies the same packets (nothing is encoded twice) into an ordinary MP4 with its index
 in front, which every player and browser can seek in.
 
-`av` is used directly, as ComfyUI itself requires it. imageio's pyav plugin opens the encoder before the options it was
-given reach it (its log says "Some options were not used: {'crf': '18', ...}"), so it can set neither quality nor colour
-tags, and it cannot copy packets from one file to another.
+Reading goes through imageio. Writing uses `av`, which imageio builds on and ComfyUI itself requires: imageio's pyav
+plugin opens the encoder before the options it was given reach it (its log says "Some options were not used: {'crf':
+'18', ...}"), so it can set neither quality nor colour tags, and it cannot copy packets from one file to another.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite
@@ -26,6 +25,7 @@ from threading import Thread
 from typing import Any
 
 import av
+import imageio.v3 as iio
 import numpy as np
 import torch
 
@@ -255,12 +255,15 @@ def read_video(path: str | os.PathLike[str]) -> tuple[np.ndarray, float]:
     A file that breaks off (its writer was killed, the disk was full) gives the frames before the break.
     Raises PackForcingError when the file is missing or holds no frame.
     """
-    with _open_video(path) as container:
-        stream = container.streams.video[0]
-        frames = [frame.to_ndarray(format="rgb24") for frame in _decoded(container, stream)]
-        if not frames:
-            raise PackForcingError(f"The video {path} holds no frame that can be decoded.")
-        return np.stack(frames), float(stream.average_rate)
+    rate = probe(path).fps
+    frames = []
+    try:
+        frames.extend(iio.imiter(path, plugin="pyav", format="rgb24"))
+    except av.error.FFmpegError as error:
+        log.warning("The video %s breaks off: %s", path, error)
+    if not frames:
+        raise PackForcingError(f"The video {path} holds no frame that can be decoded.")
+    return np.stack(frames), rate
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
@@ -364,13 +367,3 @@ def _open_video(path: str | os.PathLike[str]) -> av.container.InputContainer:
         container.close()
         raise PackForcingError(f"The file {path} holds no video stream.")
     return container
-
-
-def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    """The frames of `stream` until its end, or until the file breaks off."""
-    try:
-        for packet in container.demux(stream):
-            yield from packet.decode()
-    except av.error.FFmpegError as error:
-        log.warning("The video %s breaks off: %s", container.name, error)
-        yield from stream.codec_context.decode(None)  # the frames that the decoder still holds

@@ -193,7 +193,6 @@ def test_a_file_that_breaks_off_gives_what_is_before_the_break(tmp_path):
     assert 10 < len(read_video(path)[0]) < 40
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk that is always full")
 def test_a_full_disk_is_told_and_ends_nothing_else(tmp_path):
     path = tmp_path / "video.mp4"
     path.symlink_to("/dev/full")
@@ -201,7 +200,6 @@ def test_a_full_disk_is_told_and_ends_nothing_else(tmp_path):
         write(path, smooth_frames(320))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file size")
 def test_a_disk_that_fills_up_keeps_the_frames_before(tmp_path):
     path = tmp_path / "video.mp4"
     program = textwrap.dedent(
@@ -271,13 +269,6 @@ def test_mistakes_are_told_before_any_frame(tmp_path, change, sentence):
     with pytest.raises(PackForcingError, match=sentence):
         VideoWriter(**options)
     assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_told(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(PackForcingError, match="Permission denied"):
-        VideoWriter(tmp_path / "video.mp4", 16, WIDTH, HEIGHT)
 
 
 def test_a_file_name_the_system_refuses_is_told(tmp_path):

@@ -1,7 +1,4 @@
-"""What the cache did in a run, told to a person: `report` in text, `picture` in three panels.
-
-Both read a `CacheRecord` and nothing else. Only numpy and Pillow are used, because a ComfyUI install has no matplotlib.
-"""
+"""The record as a picture: partitions over time, tokens attended and bytes held."""
 
 from __future__ import annotations
 
@@ -11,288 +8,19 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .config import MODELS, Layout, video_frames
-from .errors import PackForcingError
-from .record import PARTITIONS, STAGES, BlockRecord, CacheRecord
-
-TOP_MIDS = 5  # most attended mid blocks that the report lists
-GIGA = 1e9
-
-# --- numbers -------------------------------------------------------------------------------------------------
-
-
-def _layout(record: CacheRecord) -> Layout:
-    return Layout(record.config, record.size, record.temporal_stride)
-
-
-def _bytes_per_value(record: CacheRecord) -> int:
-    return next(
-        (size for name, size in (("64", 8), ("32", 4), ("8", 1)) if record.dtype.split("_")[0].endswith(name)), 2
-    )
-
-
-def _selection(block: BlockRecord) -> np.ndarray:
-    """The mid blocks attended, int [layers, mids]."""
-    return np.array(block.selected, dtype=np.int64).reshape(len(block.selected), _attended(block))
-
-
-def _attended(block: BlockRecord) -> int:
-    """Mid blocks that a layer attended."""
-    return len(block.selected[0]) if block.selected else 0
-
-
-def token_counts(record: CacheRecord) -> dict[str, np.ndarray]:
-    """Tokens that each made block attended, by partition, and a full cache's (`full`); int64 [blocks]."""
-    layout, config = _layout(record), record.config
-    parts = [config.partition(block.block) for block in record.blocks]
-    counts = {
-        "sink": [len(part.sink) * layout.tokens_per_block for part in parts],
-        "mid": [_attended(block) * layout.compressed_tokens_per_block for block in record.blocks],
-        "recent": [len(part.recent) * layout.tokens_per_block for part in parts],
-        "current": [layout.tokens_per_block] * len(parts),
-        "full": [(block.block + 1) * layout.tokens_per_block for block in record.blocks],
-    }
-    return {name: np.array(values, dtype=np.int64) for name, values in counts.items()}
-
-
-@dataclass(frozen=True)
-class SelectionFacts:
-    """What the layers attended to, over a whole run.
-
-    Attributes:
-        most_attended: (mid block, times, share of its chances), by times; a chance is a layer of a block made while the
-            mid block was stored.
-        mean_age: mean distance in blocks from the block being made to a mid block it attended; None if none was.
-        mean_stored_age: the same for all mid blocks that were stored.
-        returns: times that a layer attended a mid block again after at least one block without it.
-        returned_blocks, seen_blocks: mid blocks with a return, and mid blocks ever attended.
-        agreement: mean share of a layer's mid blocks that another layer attends too, where there was a choice; None
-            where there never was one.
-        chance_agreement: the same for layers that choose at random.
-    """
-
-    most_attended: list[tuple[int, int, float]]
-    mean_age: float | None
-    mean_stored_age: float | None
-    returns: int
-    returned_blocks: int
-    seen_blocks: int
-    agreement: float | None
-    chance_agreement: float | None
-
-
-def selection_facts(record: CacheRecord) -> SelectionFacts:
-    """Count what was selected, how old it was, what came back, and how far the layers agree."""
-    config = record.config
-    made, layers, mids = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    agreements, chances, stored_ages = [], [], []
-    for order, block in enumerate(record.blocks):
-        selection = _selection(block)
-        depth, count = selection.shape
-        stored = config.partition(block.block).mid
-        stored_ages.append((len(stored), sum(block.block - end for end in (stored.start, stored.stop - 1)) / 2))
-        if not count:
-            continue
-        made.append(np.full(selection.size, order))
-        layers.append(np.repeat(np.arange(depth), count))
-        mids.append(selection.ravel())
-        if depth > 1 and len(stored) > count:
-            times = np.unique(selection, return_counts=True)[1]
-            agreements.append((times * (times - 1)).sum() / (count * depth * (depth - 1)))
-            chances.append(count / len(stored))
-    made, layers, mids = np.concatenate(made), np.concatenate(layers), np.concatenate(mids)
-    if not mids.size:
-        return SelectionFacts([], None, None, 0, 0, 0, None, None)
-
-    indices = np.array([block.block for block in record.blocks])
-    times = np.bincount(mids)
-    # Sorted by layer and mid block, and by time within: a step of more than one block is an absence that ended.
-    key = layers * len(times) + mids
-    order = np.argsort(key, kind="stable")
-    back = (np.diff(key[order]) == 0) & (np.diff(made[order]) > 1)
-
-    # Mid block m was stored while blocks m + recent + 1, ... were made.
-    first_read = np.searchsorted(indices, np.arange(len(times)) + config.recent_blocks + 1)
-    depth = max(len(block.selected) for block in record.blocks)
-    top = sorted(np.flatnonzero(times), key=lambda mid: (-times[mid], mid))[:TOP_MIDS]
-    share = {mid: times[mid] / max(1, depth * (len(indices) - first_read[mid])) for mid in top}
-    stored = sum(count for count, _ in stored_ages)
-    return SelectionFacts(
-        most_attended=[(int(mid), int(times[mid]), float(share[mid])) for mid in top],
-        mean_age=float((indices[made] - mids).mean()),
-        mean_stored_age=sum(count * age for count, age in stored_ages) / stored if stored else None,
-        returns=int(back.sum()),
-        returned_blocks=len(np.unique(mids[order][1:][back])),
-        seen_blocks=int((times > 0).sum()),
-        agreement=float(np.mean(agreements)) if agreements else None,
-        chance_agreement=float(np.mean(chances)) if chances else None,
-    )
-
-
-def _frames_made(record: CacheRecord, blocks: list[BlockRecord]) -> int:
-    """Video frames of `blocks`: the first latent frame of a video is one frame, all others are four."""
-    size = record.config.block_frames
-    return sum(video_frames((block.block + 1) * size) - video_frames(block.block * size) for block in blocks)
-
-
-def _seconds_per_block(record: CacheRecord) -> float:
-    return _frames_made(record, [BlockRecord(1, [])]) / record.fps
-
-
-# --- the report ----------------------------------------------------------------------------------------------
-
-
-def report(record: CacheRecord) -> str:
-    """The record as aligned plain text, at most 60 lines however long the run."""
-    blocks = record.blocks
-    frames = _frames_made(record, blocks)
-    made = f"{_count(len(blocks), 'block')}, {frames:,} frames, {frames / record.fps:,.1f} s at {record.fps:g} fps"
-    sections = [f"PackForcing cache: {made if blocks else 'no block has been made yet'}", _conditions(record)]
-    if blocks:
-        sections += [_memory(record), _selections(record), _moves(record), _times(record)]
-    return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def _rows(title: str, rows: list[tuple[str, str]]) -> str:
-    return "\n".join([title, *(f"  {name:<18}{text}" for name, text in rows)])
-
-
-def _conditions(record: CacheRecord) -> str:
-    model, config, size, layout = record.model, record.config, record.size, _layout(record)
-    name = next((name for name, shape in MODELS.items() if shape == model), "a model")
-    if config.top_k:
-        ratio = layout.tokens_per_block / layout.compressed_tokens_per_block
-        mid = f"the {config.top_k} chosen of all others, {layout.compressed_tokens_per_block:,} tokens each"
-        compressed = f"{record.compressor}, temporal stride {record.temporal_stride}, {ratio:.1f} times fewer tokens"
-    else:
-        mid, compressed = "off (top_k is 0)", "not used"
-    selection = config.selection
-    if selection == "affinity":
-        selection += f", {config.query_fraction:.0%} of the queries, {config.head_fraction:.0%} of the heads"
-    positions = f"within {config.position_range} latent frames" if config.position_range else "the paper's spacing"
-    budget = f", up to {config.archive_budget_gb:g} GB on the device" if config.archive_device == "auto" else ""
-    return _rows(
-        "Conditions",
-        [
-            ("model", f"{name}: {model.layers} layers, width {model.dim:,}, {model.heads} heads"),
-            ("video", f"{size.width}x{size.height}, {record.fps:g} fps"),
-            ("block", f"{_count(config.block_frames, 'latent frame')}, {layout.tokens_per_block:,} tokens"),
-            ("sink, recent", f"{config.sink_frames} and {config.recent_frames} latent frames at full resolution"),
-            ("mid", mid),
-            ("selection", selection),
-            ("positions", positions),
-            ("compressor", compressed),
-            ("archive", config.archive_device + budget),
-            ("runs on", f"{record.device}, {record.dtype}"),
-        ],
-    )
-
-
-def _memory(record: CacheRecord) -> str:
-    model, last = record.model, record.blocks[-1]
-    width = _bytes_per_value(record)
-    tokens = {name: int(values[-1]) for name, values in token_counts(record).items()}
-    context = tokens["sink"] + tokens["mid"] + tokens["recent"] + tokens["current"]
-    names = {"mid": "mid, attended", "archive_device": "archive, device", "archive_host": "archive, host"}
-    per_mid = model.kv_bytes(_layout(record).compressed_tokens_per_block, width)
-    lines = [f"Tokens and memory after block {last.block:,}", f"  {'':<18}{'tokens':>12}{'GB':>10}"]
-
-    def line(name: str, count: int | None, size: int, note: str = "") -> None:
-        number = "" if count is None else f"{count:,}"
-        lines.append(f"  {name:<18}{number:>12}{size / GIGA:>10.3f}  {note}".rstrip())
-
-    for name in ("sink", "mid", "recent", "current"):
-        line(names.get(name, name), tokens[name], last.bytes.get(name, 0))
-    line("context", context, sum(last.bytes.get(n, 0) for n in ("sink", "mid", "recent", "current")), _constant(record))
-    full = model.kv_bytes(tokens["full"], width)
-    line("full cache would be", tokens["full"], full, f"{tokens['full'] / context:.1f} times the context")
-    for name in ("archive_device", "archive_host"):
-        size = last.bytes.get(name, 0)
-        line(names[name], None, size, _count(round(size / per_mid), "mid block") if per_mid else "")
-    line("key sums", None, last.bytes.get("key_sums", 0))
-    on_device = sum(size for name, size in last.bytes.items() if name != "archive_host")
-    less = f"{full / on_device:.1f} times less than the full cache" if full > on_device > 0 else ""
-    line("all on the device", None, on_device, less)
-    return "\n".join(lines)
-
-
-def _constant(record: CacheRecord) -> str:
-    """Since when the context has not grown."""
-    counts = token_counts(record)
-    context = counts["sink"] + counts["mid"] + counts["recent"] + counts["current"]
-    limit = _layout(record).context_tokens
-    if context[-1] < limit:
-        return f"still growing, to {limit:,} tokens"
-    full = np.flatnonzero(context < limit)
-    since = record.blocks[full[-1] + 1 if len(full) else 0].block
-    return f"constant since block {since:,}"
-
-
-def _selections(record: CacheRecord) -> str:
-    facts = selection_facts(record)
-    if facts.mean_age is None:
-        return _rows("Selections", [("mid blocks", "none has been attended yet" if record.config.top_k else "off")])
-    seconds = _seconds_per_block(record)
-    rows = [
-        ("most attended" if i == 0 else "", f"block {mid:,}: {times:,} times, {share:.0%} of its chances")
-        for i, (mid, times, share) in enumerate(facts.most_attended)
-    ]
-    age = f"{facts.mean_age:,.1f} blocks ({facts.mean_age * seconds:,.1f} s)"
-    if facts.mean_stored_age is not None:
-        age += f"; of all that were stored {facts.mean_stored_age:,.1f} blocks"
-    back = f"{_count(facts.returns, 'time')} a layer took up a block again that it had left;"
-    rows += [
-        ("mean age", age),
-        ("came back", f"{back} {facts.returned_blocks:,} of {_count(facts.seen_blocks, 'block')}"),
-    ]
-    if facts.agreement is not None:
-        agreement = f"two layers share {facts.agreement:.0%} of their mid blocks"
-        rows.append(("layers agree", f"{agreement} ({facts.chance_agreement:.0%} by chance)"))
-    else:
-        rows.append(("layers agree", "no choice yet: every stored mid block was attended"))
-    return _rows("Selections", rows)
-
-
-def _moves(record: CacheRecord) -> str:
-    written = sum(block.mid_slots_written for block in record.blocks)
-    possible = sum(len(block.selected) * _attended(block) for block in record.blocks)
-    share = f" ({written / possible:.0%}); the others were in place" if possible else ""
-    rotated = sum(block.recent_rotated for block in record.blocks)
-    return _rows(
-        "Moves",
-        [
-            ("mid slots written", f"{written:,} of {possible:,}{share}"),
-            ("recent rotations", f"{rotated:,}, {rotated / len(record.blocks):.2f} a block"),
-        ],
-    )
-
-
-def _times(record: CacheRecord) -> str:
-    timed = [block for block in record.blocks if block.seconds]
-    if not timed:
-        return _rows("Time", [("", "not measured")])
-    whole = sum(sum(block.seconds.values()) for block in timed) or 1.0
-    lines = ["Seconds a block", f"  {'':<18}{'mean':>10}{'median':>10}{'slowest':>10}{'share':>8}"]
-    extra = sorted({stage for block in timed for stage in block.seconds} - set(STAGES))
-    for stage in (*STAGES, *extra):
-        seconds = np.array([block.seconds.get(stage, 0.0) for block in timed])
-        if not any(stage in block.seconds for block in timed):
-            continue
-        numbers = "".join(f"{value:>10.3f}" for value in (seconds.mean(), np.median(seconds), seconds.max()))
-        lines.append(f"  {stage:<18}{numbers}{seconds.sum() / whole:>8.0%}")
-    frames = _frames_made(record, timed)
-    without = sum(seconds for block in timed for stage, seconds in block.seconds.items() if stage != "decode")
-    for name, seconds in (("without decoding", without), ("with all stages", whole)):
-        if seconds > 0:
-            lines.append(f"  {name:<18}{frames / seconds:,.2f} frames a second")
-    return "\n".join(lines)
-
-
-# --- the picture ---------------------------------------------------------------------------------------------
+from ..errors import PackForcingError
+from ..record import PARTITIONS, CacheRecord
+from ..units import byte_unit
+from .facts import (
+    attended_mids,
+    bytes_per_value,
+    counted,
+    frames_made,
+    layout_of,
+    seconds_per_block,
+    selected_by,
+    token_counts,
+)
 
 BACKGROUND, PANEL, GRID = (22, 24, 29), (30, 33, 40), (58, 63, 74)
 TEXT, FAINT = (232, 234, 238), (160, 166, 178)
@@ -374,7 +102,7 @@ def picture(record: CacheRecord, width: int = 1280) -> Image.Image:
     _draw_bytes(image, draw, fonts, boxes[2], record)
     for box in boxes:
         _draw_x_ticks(draw, fonts, box, _axis_blocks(record))
-    label = f"block being made (a block is {_seconds_per_block(record):.3g} s of video)"
+    label = f"block being made (a block is {seconds_per_block(record):.3g} s of video)"
     fonts.write(draw, ((boxes[2].left + boxes[2].right) // 2, boxes[2].bottom + TICKS + 4), label, 14, FAINT, "centre")
     return image
 
@@ -473,11 +201,11 @@ def _panel_boxes(width: int, legend_rows: list[int]) -> list[_Box]:
 
 def _title(draw: ImageDraw.ImageDraw, fonts: _Fonts, record: CacheRecord, width: int) -> None:
     config, size = record.config, record.size
-    frames = _frames_made(record, record.blocks)
+    frames = frames_made(record, record.blocks)
     fonts.write(draw, (LEFT, 14), "PackForcing cache", 22, TEXT)
     facts = [
         f"{size.width}x{size.height}",
-        f"{_count(len(record.blocks), 'block')}, {frames / record.fps:,.1f} s",
+        f"{counted(len(record.blocks), 'block')}, {frames / record.fps:,.1f} s",
         f"sink {config.sink_frames}, recent {config.recent_frames} latent frames",
         f"top {config.top_k} mids by {config.selection}" if config.top_k else "no mids",
         f"{record.model.layers} layers",
@@ -515,9 +243,6 @@ def _draw_legend(
         else:
             draw.rectangle((x, y, right - 1, y + 12), fill=colour)
         fonts.write(draw, (right + 6, y + 6 - fonts.height(14) // 2 - 1), label, 14, FAINT)
-
-
-# --- axes ----------------------------------------------------------------------------------------------------
 
 
 def _axis_blocks(record: CacheRecord) -> int:
@@ -574,9 +299,6 @@ def _y_label(image: Image.Image, fonts: _Fonts, box: _Box, text: str) -> None:
     image.paste(label, (8, (box.top + box.bottom - label.height) // 2))
 
 
-# --- panels --------------------------------------------------------------------------------------------------
-
-
 def _partition_cells(record: CacheRecord, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Colours uint8 [rows, columns, 3] of the partition panel, row 0 the oldest block; the arguments are bin edges.
 
@@ -590,8 +312,8 @@ def _partition_cells(record: CacheRecord, columns: np.ndarray, rows: np.ndarray)
     row_of = np.repeat(np.arange(len(rows) - 1), np.diff(rows))
     for block in record.blocks:
         was_made[block.block] = True
-        if _attended(block):
-            mids, times = np.unique(_selection(block), return_counts=True)
+        if attended_mids(block):
+            mids, times = np.unique(selected_by(block), return_counts=True)
             np.maximum.at(share, (row_of[mids], column_of[block.block]), times / len(block.selected))
 
     # Blocks made in a column: from..to; history in a row: low..high (both inclusive).
@@ -672,7 +394,7 @@ def _draw_tokens(image: Image.Image, draw: ImageDraw.ImageDraw, fonts: _Fonts, b
     names = ("sink", "recent", "current", "mid")
     context = sum(counts[name] for name in names)
     # A full cache outgrows any panel in which the context can still be seen, so the panel ends above the context.
-    top = 1.45 * float(max(context, default=_layout(record).tokens_per_block))
+    top = 1.45 * float(max(context, default=layout_of(record).tokens_per_block))
     unit = 1000.0
     _y_label(image, fonts, box, "thousand tokens")
     _draw_scale(draw, fonts, box, top, unit)
@@ -715,18 +437,12 @@ def _bytes_now(record: CacheRecord) -> str:
         return ""
     now = record.blocks[-1].bytes
     host = now.get("archive_host", 0)
-    unit, name = _byte_unit(sum(now.values()))
+    unit, name = byte_unit(sum(now.values()))
     text = f"now {(sum(now.values()) - host) / unit:,.2f} {name} on the device"
     if host:
         text += f", {host / unit:,.2f} {name} in host memory"
-    full = record.model.kv_bytes(int(token_counts(record)["full"][-1]), _bytes_per_value(record))
+    full = record.model.kv_bytes(int(token_counts(record)["full"][-1]), bytes_per_value(record))
     return text + f"; a full cache would hold {full / unit:,.1f} {name}"
-
-
-def _byte_unit(size: float) -> tuple[float, str]:
-    return next(
-        ((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= unit), (1.0, "bytes")
-    )
 
 
 def _draw_bytes(image: Image.Image, draw: ImageDraw.ImageDraw, fonts: _Fonts, box: _Box, record: CacheRecord) -> None:
@@ -734,7 +450,7 @@ def _draw_bytes(image: Image.Image, draw: ImageDraw.ImageDraw, fonts: _Fonts, bo
     bins = _bins(blocks, box.width)
     values = {name: np.array([block.bytes.get(name, 0) for block in record.blocks], float) for name in PARTITIONS}
     most = float(max(sum(values.values()), default=0.0)) or 1e6
-    unit, name = _byte_unit(most)
+    unit, name = byte_unit(most)
     top = 1.15 * most
     _y_label(image, fonts, box, name)
     _draw_scale(draw, fonts, box, top, unit)

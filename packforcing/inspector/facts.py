@@ -1,0 +1,134 @@
+"""Numbers that report and picture draw from a record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..config import Layout, video_frames
+from ..record import BlockRecord, CacheRecord
+
+TOP_MIDS = 5  # most attended mid blocks that are listed
+
+
+def layout_of(record: CacheRecord) -> Layout:
+    return Layout(record.config, record.size, record.temporal_stride)
+
+
+def bytes_per_value(record: CacheRecord) -> int:
+    return next(
+        (size for name, size in (("64", 8), ("32", 4), ("8", 1)) if record.dtype.split("_")[0].endswith(name)), 2
+    )
+
+
+def selected_by(block: BlockRecord) -> np.ndarray:
+    """The mid blocks attended, int [layers, mids]."""
+    return np.array(block.selected, dtype=np.int64).reshape(len(block.selected), attended_mids(block))
+
+
+def attended_mids(block: BlockRecord) -> int:
+    """Mid blocks that a layer attended."""
+    return len(block.selected[0]) if block.selected else 0
+
+
+def token_counts(record: CacheRecord) -> dict[str, np.ndarray]:
+    """Tokens that each made block attended, by partition, and a full cache's (`full`); int64 [blocks]."""
+    layout, config = layout_of(record), record.config
+    parts = [config.partition(block.block) for block in record.blocks]
+    counts = {
+        "sink": [len(part.sink) * layout.tokens_per_block for part in parts],
+        "mid": [attended_mids(block) * layout.compressed_tokens_per_block for block in record.blocks],
+        "recent": [len(part.recent) * layout.tokens_per_block for part in parts],
+        "current": [layout.tokens_per_block] * len(parts),
+        "full": [(block.block + 1) * layout.tokens_per_block for block in record.blocks],
+    }
+    return {name: np.array(values, dtype=np.int64) for name, values in counts.items()}
+
+
+@dataclass(frozen=True)
+class SelectionFacts:
+    """What the layers attended to, over a whole run.
+
+    Attributes:
+        most_attended: (mid block, times, share of its chances), by times; a chance is a layer of a block made while the
+            mid block was stored.
+        mean_age: mean distance in blocks from the block being made to a mid block it attended; None if none was.
+        mean_stored_age: the same for all mid blocks that were stored.
+        returns: times that a layer attended a mid block again after at least one block without it.
+        returned_blocks, seen_blocks: mid blocks with a return, and mid blocks ever attended.
+        agreement: mean share of a layer's mid blocks that another layer attends too, where there was a choice; None
+            where there never was one.
+        chance_agreement: the same for layers that choose at random.
+    """
+
+    most_attended: list[tuple[int, int, float]]
+    mean_age: float | None
+    mean_stored_age: float | None
+    returns: int
+    returned_blocks: int
+    seen_blocks: int
+    agreement: float | None
+    chance_agreement: float | None
+
+
+def selection_facts(record: CacheRecord) -> SelectionFacts:
+    """Count what was selected, how old it was, what came back, and how far the layers agree."""
+    config = record.config
+    made, layers, mids = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    agreements, chances, stored_ages = [], [], []
+    for order, block in enumerate(record.blocks):
+        selection = selected_by(block)
+        depth, count = selection.shape
+        stored = config.partition(block.block).mid
+        stored_ages.append((len(stored), sum(block.block - end for end in (stored.start, stored.stop - 1)) / 2))
+        if not count:
+            continue
+        made.append(np.full(selection.size, order))
+        layers.append(np.repeat(np.arange(depth), count))
+        mids.append(selection.ravel())
+        if depth > 1 and len(stored) > count:
+            times = np.unique(selection, return_counts=True)[1]
+            agreements.append((times * (times - 1)).sum() / (count * depth * (depth - 1)))
+            chances.append(count / len(stored))
+    made, layers, mids = np.concatenate(made), np.concatenate(layers), np.concatenate(mids)
+    if not mids.size:
+        return SelectionFacts([], None, None, 0, 0, 0, None, None)
+
+    indices = np.array([block.block for block in record.blocks])
+    times = np.bincount(mids)
+    # Sorted by layer and mid block, and by time within: a step of more than one block is an absence that ended.
+    key = layers * len(times) + mids
+    order = np.argsort(key, kind="stable")
+    back = (np.diff(key[order]) == 0) & (np.diff(made[order]) > 1)
+
+    # Mid block m was stored while blocks m + recent + 1, ... were made.
+    first_read = np.searchsorted(indices, np.arange(len(times)) + config.recent_blocks + 1)
+    depth = max(len(block.selected) for block in record.blocks)
+    top = sorted(np.flatnonzero(times), key=lambda mid: (-times[mid], mid))[:TOP_MIDS]
+    share = {mid: times[mid] / max(1, depth * (len(indices) - first_read[mid])) for mid in top}
+    stored = sum(count for count, _ in stored_ages)
+    return SelectionFacts(
+        most_attended=[(int(mid), int(times[mid]), float(share[mid])) for mid in top],
+        mean_age=float((indices[made] - mids).mean()),
+        mean_stored_age=sum(count * age for count, age in stored_ages) / stored if stored else None,
+        returns=int(back.sum()),
+        returned_blocks=len(np.unique(mids[order][1:][back])),
+        seen_blocks=int((times > 0).sum()),
+        agreement=float(np.mean(agreements)) if agreements else None,
+        chance_agreement=float(np.mean(chances)) if chances else None,
+    )
+
+
+def frames_made(record: CacheRecord, blocks: list[BlockRecord]) -> int:
+    """Video frames of `blocks`: the first latent frame of a video is one frame, all others are four."""
+    size = record.config.block_frames
+    return sum(video_frames((block.block + 1) * size) - video_frames(block.block * size) for block in blocks)
+
+
+def seconds_per_block(record: CacheRecord) -> float:
+    return frames_made(record, [BlockRecord(1, [])]) / record.fps
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
