@@ -20,9 +20,7 @@ class Archive:
 
     def __init__(self, config: CacheConfig, device: torch.device) -> None:
         self.device = device
-        self._budget = {"device": float("inf"), "host": 0.0, "auto": config.archive_budget_gb * 1e9}[
-            config.archive_device
-        ]
+        self._budget = config.archive_budget
         self._entries: list[Tensor] = []
         self._on_device: list[bool] = []
         self._key_sums: Tensor | None = None
@@ -34,6 +32,12 @@ class Archive:
 
     @property
     def key_sum_bytes(self) -> int:
+        """Bytes of the key sums in use."""
+        return 0 if self._key_sums is None else self._key_sums[: len(self)].nbytes
+
+    @property
+    def allocated_key_sum_bytes(self) -> int:
+        """Bytes of the key sums, the room to grow included."""
         return 0 if self._key_sums is None else self._key_sums.nbytes
 
     def append(self, entry: Tensor, key_sums: Tensor) -> None:

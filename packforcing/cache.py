@@ -66,13 +66,14 @@ class Cache:
         size = layout.size
         self._sampled = sampled_queries(full, self.config.query_fraction).to(self.device)
         # Scores compare content: height and width are rotated, time is not (method 5).
-        self._content_queries = self._rotation(block_positions(0, self.config.block_frames, size.rows, size.columns))
-        self._content_queries = self._content_queries[self._sampled]
+        still = torch.zeros(self.config.block_frames)
+        queries = grid_positions(still, torch.arange(size.rows), torch.arange(size.columns))
+        self._content_queries = self._rotation(queries)[self._sampled]
+        self._reduced_base = self._rotation(self._reduced_positions(self._base_times))
         self._content_keys = self._rotation(self._reduced_positions(torch.zeros(layout.compressed_frames)))
 
         self.block = -1
-        self.anchors = Anchors((), (), (), 0.0)
-        self._mid_rotations: list[Rotation] = []
+        self.anchors = Anchors((), (), (), current=-1.0)  # equal to no block's
         self._slot_anchor: dict[int, float] = {}  # full-resolution slot -> position at which its keys stand
         self._mid_content: list[list[tuple[int, float, float] | None]] = [
             [None] * self.config.top_k for _ in range(model.layers)
@@ -98,6 +99,14 @@ class Cache:
     def _temporal_rotation(self, offsets: Tensor) -> Rotation:
         return temporal_rotation(offsets, self.model.head_dim, self._angle_dtype).to(self.device)
 
+    def _anchor_rotations(self) -> None:
+        """Rotations that follow from where the mid slots and the current block stand."""
+        current, size = self.anchors.current, self.layout.size
+        full = block_positions(current, self.config.block_frames, size.rows, size.columns)
+        self._current_rotation = self._rotation(full)
+        self._reduced_rotation = self._rotation(self._reduced_positions(current + self._base_times))
+        self._mid_rotations = [self._mid_rotation(anchor) for anchor in self.anchors.mid]
+
     # ------------------------------------------------------------------ the life of a block
 
     def begin(self, block: int) -> None:
@@ -107,18 +116,13 @@ class Cache:
         self.block = block
         self.partition = self.config.partition(block)
         before, self.anchors = self.anchors, anchors(self.config, block)
-        if self.anchors.mid != before.mid:  # they stay the same once all slots are in use
-            self._mid_rotations = [self._mid_rotation(anchor) for anchor in self.anchors.mid]
+        if self.anchors != before:  # they stay the same once all slots are in use
+            self._anchor_rotations()
         self.selected = [None] * self.model.layers
         self.mid_slots_written = 0
         self.recent_rotated = 0
         self._rotate_recent()
 
-        size = self.layout.size
-        full = block_positions(self.anchors.current, self.config.block_frames, size.rows, size.columns)
-        self._current_rotation = self._rotation(full)
-        self._reduced_rotation = self._rotation(self._reduced_positions(self.anchors.current + self._base_times))
-        self._reduced_base = self._rotation(self._reduced_positions(self._base_times))
         self._slot_anchor[self._slot(block)] = self.anchors.current
 
     def _slot(self, block: int) -> int:
@@ -268,4 +272,4 @@ class Cache:
     def allocated_bytes(self) -> int:
         """Device bytes of everything this cache holds, the archive's device part included."""
         buffers = sum(t.nbytes for t in (*self.keys, *self.values)) + self._reduced.nbytes + self._key_sums.nbytes
-        return buffers + self.archive.device_bytes + self.archive.key_sum_bytes
+        return buffers + self.archive.device_bytes + self.archive.allocated_key_sum_bytes

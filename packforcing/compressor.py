@@ -88,10 +88,11 @@ class HRBranch(nn.ModuleList):
         nn.init.zeros_(self[-1].bias)
 
     def forward(self, latents: Tensor) -> Tensor:
+        *hidden, last = self  # not self[:-1], which would construct another branch
         x = latents
-        for layer in self[:-1]:
+        for layer in hidden:
             x = F.silu(layer(x))
-        return self[-1](x)
+        return last(x)
 
 
 def hr_branch(state_dict: Mapping[str, Tensor], temporal_stride: int) -> HRBranch:

@@ -36,11 +36,11 @@ def anchors(config: CacheConfig, block: int) -> Anchors:
     history = config.partition(block)
     mids = config.attended_mids(block)
     mid_start = len(history.sink) * frames
-    mid_scale = 1.0
-    if config.position_range and mids:
-        room = config.position_range - config.sink_frames - config.recent_frames - frames
-        mid_scale = min(1.0, room / (mids * frames))
-    recent_start = mid_start + mids * frames * mid_scale
+    mid_span = mids * frames
+    if config.position_range:
+        mid_span = min(mid_span, config.position_range - config.sink_frames - config.recent_frames - frames)
+    mid_scale = mid_span / (mids * frames) if mids else 1.0
+    recent_start = float(mid_start + mid_span)  # a whole number, free of the scale's rounding
     current = recent_start + len(history.recent) * frames
     return Anchors(
         sink=tuple(float(i * frames) for i in range(len(history.sink))),

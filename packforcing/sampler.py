@@ -239,7 +239,7 @@ class LongVideo:
     @torch.no_grad()
     def _commit(self) -> None:
         """The clean pass of the block that was yielded last."""
-        block, self._uncommitted = self._uncommitted, None
+        block = self._uncommitted
         if block is None:
             return
         record = self.record.blocks[block.index]
@@ -251,6 +251,7 @@ class LongVideo:
         with self._timed(record, "commit"):
             self.wan.commit(block.latents, self.text, self.cache, reduced)
             self.cache.end()
+        self._uncommitted = None  # only now: a run that was stopped before this must still do it
         self._fill(record)
 
     def _fill(self, record: BlockRecord) -> None:

@@ -8,6 +8,7 @@ word before it ("red circle" is not "circle red") and the place in the sentence.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 
 import numpy as np
@@ -19,6 +20,7 @@ MAX_WORDS = 64
 
 _WORD = re.compile(r"\w+|[^\w\s]", re.UNICODE)
 _END = "<end>"
+_LENGTH = np.float32(math.sqrt(1.5))  # float32, so that NumPy 1 and 2 divide in the same precision
 
 
 def words(prompt: str) -> list[str]:
@@ -38,5 +40,5 @@ def encode_prompt(prompt: str) -> Tensor:
     rows = []
     for place, (before, word) in enumerate(zip(["<start>", *tokens], tokens, strict=False)):
         row = sign_vector(word) + 0.5 * sign_vector(f"{before} {word}") + 0.5 * sign_vector(f"#{place}")
-        rows.append(row / np.sqrt(1.5))
-    return torch.from_numpy(np.stack(rows).astype(np.float32))[None]
+        rows.append(row / _LENGTH)
+    return torch.from_numpy(np.stack(rows))[None]

@@ -1,0 +1,212 @@
+"""3D RoPE of method 6, against a reference that multiplies complex numbers in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from packforcing.rope import (
+    axis_dims,
+    block_positions,
+    centres,
+    grid_positions,
+    rotate,
+    rotate_,
+    rotation,
+    temporal_rotation,
+)
+
+HEAD_DIMS = [128, 12, 24, 64]
+WAN_AXES = (44, 42, 42)  # channels of a head of 128 that carry time, height and width
+SPLITS = {128: WAN_AXES, 12: (4, 4, 4), 24: (8, 8, 8), 64: (24, 20, 20)}
+EPS = {torch.float32: torch.finfo(torch.float32).eps, torch.float64: torch.finfo(torch.float64).eps}
+
+
+def by_complex_numbers(x: Tensor, positions: Tensor) -> Tensor:
+    """x [B, L, H, D] at positions [L, 3]: channel pair k of an axis of n channels turns by p * 10000^(-2k/n)."""
+    angles = [
+        positions[:, axis, None].double()
+        * torch.tensor([10000 ** (-2 * k / n) for k in range(n // 2)], dtype=torch.float64)
+        for axis, n in enumerate(SPLITS[x.shape[-1]])
+    ]
+    turns = torch.exp(1j * torch.cat(angles, dim=1))[None, :, None]
+    pairs = torch.complex(x[..., 0::2].double(), x[..., 1::2].double()) * turns
+    return torch.view_as_real(pairs).flatten(-2)
+
+
+def random_keys(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Uniform in [-1, 1], so that a rotated channel is at most 2^(1/2)."""
+    return (2 * torch.rand(shape, dtype=torch.float64) - 1).to(dtype)
+
+
+def random_positions(tokens: int) -> Tensor:
+    """Fractional positions [L, 3]: times as high as a context has, heights and widths of a large frame."""
+    return torch.rand(tokens, 3, dtype=torch.float64) * torch.tensor([80.0, 60.0, 104.0])
+
+
+def shifted(positions: Tensor, time: float) -> Tensor:
+    return positions + torch.tensor([time, 0.0, 0.0])
+
+
+# ---------------------------------------------------------------------- the channels of a head
+
+
+def test_a_head_of_128_is_44_time_42_height_42_width() -> None:
+    assert axis_dims(128) == WAN_AXES
+
+
+@pytest.mark.parametrize("head_dim", range(6, 260, 2))
+def test_any_head_is_split_into_even_parts_that_fill_it(head_dim: int) -> None:
+    time, height, width = axis_dims(head_dim)
+    assert time + height + width == head_dim
+    assert height == width <= time
+    assert time % 2 == height % 2 == 0
+    assert time - height < 6
+
+
+@pytest.mark.parametrize(("axis", "channels"), [(0, range(44)), (1, range(44, 86)), (2, range(86, 128))])
+def test_each_axis_turns_its_own_channels(axis: int, channels: range) -> None:
+    position = torch.zeros(1, 3)
+    position[0, axis] = 7.5
+    x = torch.ones(1, 1, 1, 128)
+    moved = (rotate(x, rotation(position, 128)) != x).flatten().nonzero().flatten().tolist()
+    assert moved == list(channels)
+
+
+# ---------------------------------------------------------------------- rotation
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rotation_is_complex_multiplication(head_dim: int, dtype: torch.dtype) -> None:
+    x, positions = random_keys(2, 30, 3, head_dim, dtype=dtype), random_positions(30)
+    expected = by_complex_numbers(x, positions)
+    found = rotate(x, rotation(positions, head_dim, dtype))
+    assert found.dtype == dtype
+    # Four roundings of numbers below 2, and in float64 the angles' own: up to 104 radians.
+    tolerance = 4 * EPS[dtype] + 2 * 104 * EPS[torch.float64]
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance)
+
+
+def test_bfloat16_is_rotated_in_float32_and_rounded_once() -> None:
+    x, positions = random_keys(1, 30, 2, 128, dtype=torch.bfloat16), random_positions(30)
+    turn = rotation(positions, 128)
+    found = rotate(x, turn)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, rotate(x.float(), turn).bfloat16())
+
+
+def test_nothing_turns_at_the_origin() -> None:
+    x = random_keys(2, 5, 3, 128, dtype=torch.float32)
+    assert torch.equal(rotate(x, rotation(torch.zeros(5, 3), 128)), x)
+    assert torch.equal(rotate(x, temporal_rotation(torch.zeros(5), 128)), x)
+
+
+def test_rotation_keeps_lengths() -> None:
+    x = random_keys(1, 30, 2, 128)
+    found = rotate(x, rotation(random_positions(30), 128, torch.float64))
+    torch.testing.assert_close(found.norm(dim=-1), x.norm(dim=-1), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("position", [1023.0, 1024.0, 99_999.5])
+def test_no_table_limits_a_position(position: float) -> None:
+    x, positions = random_keys(1, 1, 1, 128), torch.tensor([[position, 2.0, 3.0]], dtype=torch.float64)
+    found = rotate(x, rotation(positions, 128, torch.float64))
+    tolerance = 4 * EPS[torch.float64] * position
+    torch.testing.assert_close(found, by_complex_numbers(x, positions), rtol=0, atol=tolerance)
+
+
+def test_a_fractional_position_lies_between_its_neighbours() -> None:
+    """Half a turn of the way, twice, is the whole way: what a compressed token at t + 0.5 relies on."""
+    x, here = random_keys(1, 6, 2, 128), random_positions(6)
+    half = torch.tensor([0.5, 1.5, 1.5])
+    halfway = rotate(x, rotation(here + half, 128, torch.float64))
+    whole = rotate(halfway, rotation(half.expand(6, 3), 128, torch.float64))
+    expected = by_complex_numbers(x, here + 2 * half)
+    torch.testing.assert_close(whole, expected, rtol=0, atol=1e-13)
+
+
+# ---------------------------------------------------------------------- temporal adjustment
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("offset", [-4.0, -0.25, 4.0, 1000.0])
+def test_a_position_and_then_a_temporal_offset_equal_their_sum(head_dim: int, offset: float) -> None:
+    """Method 6: e^{i theta p} e^{i theta delta} = e^{i theta (p + delta)}."""
+    x, positions = random_keys(2, 10, 2, head_dim), random_positions(10)
+    placed = rotate(x, rotation(positions, head_dim, torch.float64))
+    found = rotate(placed, temporal_rotation(torch.full((10,), offset), head_dim, torch.float64))
+    torch.testing.assert_close(found, by_complex_numbers(x, shifted(positions, offset)), rtol=0, atol=2e-12)
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_a_temporal_offset_leaves_height_and_width_alone(head_dim: int) -> None:
+    x = random_keys(1, 7, 2, head_dim, dtype=torch.float32)
+    found = rotate(x, temporal_rotation(torch.arange(1, 8), head_dim))
+    time = SPLITS[head_dim][0]
+    assert torch.equal(found[..., time:], x[..., time:])
+    assert (found[..., :time] != x[..., :time]).all()
+
+
+def test_one_offset_serves_all_tokens() -> None:
+    x = random_keys(1, 7, 2, 128, dtype=torch.float32)
+    one, many = (temporal_rotation(torch.full((count,), -4.0), 128) for count in (1, 7))
+    assert torch.equal(rotate(x, one), rotate(x, many))
+
+
+def test_attention_sees_only_differences_of_positions() -> None:
+    q, k = random_keys(1, 8, 2, 128), random_keys(1, 8, 2, 128)
+    at_q, at_k = random_positions(8), random_positions(8)
+
+    def scores(time: float) -> Tensor:
+        turned_q = rotate(q, rotation(shifted(at_q, time), 128, torch.float64))
+        turned_k = rotate(k, rotation(shifted(at_k, time), 128, torch.float64))
+        return torch.einsum("bihd,bjhd->bhij", turned_q, turned_k)
+
+    for time in (-80.0, 3.25, 500.0):
+        torch.testing.assert_close(scores(time), scores(0.0), rtol=0, atol=1e-11)
+    turned_k = rotate(k, rotation(shifted(at_k, 1.0), 128, torch.float64))
+    other = torch.einsum("bihd,bjhd->bhij", rotate(q, rotation(at_q, 128, torch.float64)), turned_k)
+    assert (other - scores(0.0)).abs().max() > 0.1  # a difference that changes is seen
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_in_place_rotation_equals_rotation(dtype: torch.dtype) -> None:
+    buffer = random_keys(2, 12, 3, 128, dtype=dtype)
+    before, window = buffer.clone(), slice(4, 9)
+    for turn in (rotation(random_positions(5), 128), temporal_rotation(torch.full((5,), -4.0), 128)):
+        expected = rotate(buffer[:, window], turn)
+        address = buffer.data_ptr()
+        rotate_(buffer[:, window], turn)
+        assert buffer.data_ptr() == address
+        assert torch.equal(buffer[:, window], expected)
+    outside = [0, 1, 2, 3, 9, 10, 11]
+    assert torch.equal(buffer[:, outside], before[:, outside])
+
+
+def test_a_rotation_of_some_tokens_is_the_rotation_at_their_positions() -> None:
+    positions, chosen = random_positions(9), torch.tensor([0, 4, 8])
+    some, direct = rotation(positions, 128)[chosen], rotation(positions[chosen], 128)
+    assert torch.equal(some.cos, direct.cos)
+    assert torch.equal(some.sin, direct.sin)
+
+
+# ---------------------------------------------------------------------- positions of tokens
+
+
+def test_tokens_of_a_grid_run_over_width_then_height_then_time() -> None:
+    found = grid_positions(torch.tensor([0.0, 2.5]), torch.tensor([1.0, 2.0, 3.0]), torch.tensor([7.0, 8.0]))
+    assert found.tolist() == [[t, h, w] for t in (0.0, 2.5) for h in (1.0, 2.0, 3.0) for w in (7.0, 8.0)]
+
+
+def test_a_block_stands_on_whole_frames_from_its_start() -> None:
+    found = block_positions(76.0, frames=2, rows=3, columns=2)
+    assert found.tolist() == [[t, h, w] for t in (76.0, 77.0) for h in (0.0, 1.0, 2.0) for w in (0.0, 1.0)]
+    assert block_positions(0.5, 1, 1, 1).tolist() == [[0.5, 0.0, 0.0]]
+
+
+def test_a_compressed_token_stands_at_the_centre_of_what_it_covers() -> None:
+    assert centres(2, 2).tolist() == [0.5, 2.5]  # pairs of frames: t0 + 0.5
+    assert centres(3, 4).tolist() == [1.5, 5.5, 9.5]  # 4r + 1.5, 4c + 1.5
+    assert centres(3, 1).tolist() == [0.0, 1.0, 2.0]
