@@ -7,7 +7,6 @@ from dataclasses import fields
 from comfy_api.latest import io
 
 from ..packforcing.config import ARCHIVE_DEVICES, SELECTIONS, CacheConfig
-from ..packforcing.errors import PackForcingError
 from . import routes, types
 
 routes.register()
@@ -106,11 +105,11 @@ class CacheConfigNode(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, **values) -> bool | str:
-        known = {field.name: values[field.name] for field in fields(CacheConfig) if values.get(field.name) is not None}
-        try:
-            CacheConfig(**known)
-        except PackForcingError as error:
-            return str(error)
+        """Tells a mistake in a widget before anything runs, by an exception.
+
+        An error that is returned instead, ComfyUI repeats for each input that this function takes.
+        """
+        CacheConfig(**{f.name: values[f.name] for f in fields(CacheConfig) if values.get(f.name) is not None})
         return True
 
     @classmethod

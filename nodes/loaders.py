@@ -43,6 +43,15 @@ def comfy_model(state_dict: dict[str, torch.Tensor], dtype: str, source: str):
     return model
 
 
+def missing_file(folder: str, name: str) -> str | None:
+    """What is wrong with a file's name, or None: some versions of ComfyUI do not check a choice against its list."""
+    if name in folder_paths.get_filename_list(folder):
+        return None
+    return (
+        f"There is no file '{name}' in models/{folder}: choose one of the list, or put it there and press R to refresh."
+    )
+
+
 class ModelLoaderNode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -71,6 +80,10 @@ class ModelLoaderNode(io.ComfyNode):
             ],
             outputs=[io.Model.Output(display_name="model")],
         )
+
+    @classmethod
+    def validate_inputs(cls, model_name=None) -> bool | str:
+        return True if model_name is None else missing_file(MODEL_FOLDER, model_name) or True
 
     @classmethod
     def execute(cls, model_name: str, weights: str, dtype: str) -> io.NodeOutput:
@@ -103,6 +116,12 @@ class CompressorLoaderNode(io.ComfyNode):
             ],
             outputs=[types.Compressor.Output(display_name="compressor")],
         )
+
+    @classmethod
+    def validate_inputs(cls, compressor_name=None) -> bool | str:
+        if compressor_name in (None, TRAINING_FREE):
+            return True
+        return missing_file(COMPRESSOR_FOLDER, compressor_name) or True
 
     @classmethod
     def execute(cls, compressor_name: str) -> io.NodeOutput:

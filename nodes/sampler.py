@@ -98,15 +98,15 @@ class LongVideoSamplerNode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width=None, height=None, seconds=None, fps=None, seed=None) -> bool | str:
-        """Tells a mistake in a widget before anything runs; values that come from other nodes are checked later."""
-        try:
-            if width is not None and height is not None:
-                FrameSize(width, height)
-            if seconds is not None and fps is not None:
-                Length(seconds, fps, block_frames=1)
-        except PackForcingError as error:
-            return str(error)
+    def validate_inputs(cls, width=None, height=None, seconds=None, fps=None) -> bool | str:
+        """Tells a mistake in a widget before anything runs; values that come from other nodes are checked later.
+
+        By an exception: an error that is returned instead, ComfyUI repeats for each input that this function takes.
+        """
+        if width is not None and height is not None:
+            FrameSize(width, height)
+        if seconds is not None and fps is not None:
+            Length(seconds, fps, block_frames=1)
         return True
 
     @classmethod

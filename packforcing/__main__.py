@@ -126,6 +126,23 @@ def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[Causal
     return CausalWan(tree, dtype=dtype, device=options.device), vae, context
 
 
+def usable_device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch's, for an unknown device and for one it was built without
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise PackForcingError(f"The device '{name}' cannot be used here ({reason}): choose cpu, say.") from error
+
+
+def check_folder(path: str | None, what: str) -> None:
+    """Raises PackForcingError when a file that is written at the end of the run will have no folder."""
+    folder = Path(path or ".").parent
+    if not folder.is_dir():
+        raise PackForcingError(
+            f"The {what} cannot be written to {path}: the folder {folder} does not exist, create it first."
+        )
+
+
 def only_tensor(path: str) -> Tensor:
     tensors, _ = read_state_dict(path)
     if len(tensors) != 1:
@@ -141,9 +158,12 @@ def run_generate(options: argparse.Namespace) -> None:
     sampling = Sampling(options.seed, options.steps, options.shift, options.update)
     if not options.vae and options.model != "tiny":
         raise PackForcingError("A video file needs the Wan 2.1 VAE: give --vae FILE.")
+    device = usable_device(options.device)
     dtype = DTYPES[options.dtype] if options.dtype else torch.float32
-    if options.dtype is None and torch.device(options.device).type == "cuda":
+    if options.dtype is None and device.type == "cuda":
         dtype = torch.bfloat16
+    check_folder(options.report, "report")
+    check_folder(options.picture, "picture")
     choice = CompressorChoice("training-free (LR branch)")
     if options.compressor:
         choice = CompressorChoice(Path(options.compressor).name, *load_compressor(options.compressor))
@@ -162,7 +182,7 @@ def run_generate(options: argparse.Namespace) -> None:
     if options.report:
         Path(options.report).write_text(json.dumps(video.record.as_dict()))
     if options.picture:
-        picture(video.record).save(options.picture)
+        picture(video.record).save(options.picture, format="PNG")
     summary: dict[str, Any] = {
         "output": str(options.output),
         "frames": writer.frames,

@@ -107,7 +107,12 @@ class CausalWan:
         Raises PackForcingError when they are not as wide as the model expects.
         """
         width = self.tree.text_embedding[0].in_features
-        if context.ndim != 3 or context.shape[-1] != width:
+        if context.ndim != 3:
+            raise PackForcingError(
+                f"An encoded prompt has the shape [batch, tokens, width], not {list(context.shape)}: encode "
+                "it with the model's own text encoder (UMT5-XXL for Wan 2.1)."
+            )
+        if context.shape[-1] != width:
             raise PackForcingError(
                 f"The prompt was encoded {context.shape[-1]} wide, but the model takes text embeddings {width} wide: "
                 "encode it with the model's own text encoder (UMT5-XXL for Wan 2.1)."

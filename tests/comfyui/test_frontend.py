@@ -1,0 +1,175 @@
+"""The pack in ComfyUI's real frontend: the workflow files as a user drops them, and what the nodes show."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from comfyui import REPO, Client, workflow_to_prompt
+from frontend import (
+    close_dialogs,
+    graph_to_prompt,
+    load_workflow,
+    missing_nodes,
+    queue_from_page,
+    screenshot,
+)
+from playwright.sync_api import Page
+
+WORKFLOWS = ("quickstart", "wan2.1-1.3b")
+TITLE_HEIGHT = 30  # litegraph's, above a node's position
+
+_SAVED = "() => window.app.graph.serialize()"
+
+_SET_WIDGET = """
+([type, name, value]) => {
+    const node = window.app.graph.nodes.find(node => node.type === type)
+    const widget = node.widgets.find(widget => widget.name === name)
+    widget.value = value
+    widget.callback?.(value)
+}
+"""
+
+# The text that a node shows on itself, once it holds all of some words.
+_SHOWS = """
+([type, widget, words]) => {
+    const node = window.app.graph.nodes.find(node => node.type === type)
+    const element = node.widgets.find(each => each.name === widget)?.element
+    const text = element?.innerText ?? ''
+    return element?.checkVisibility() && words.every(word => text.includes(word)) && text
+}
+"""
+
+# What the nodes show after a run, once all of it is there.
+_PICTURES = """
+() => {
+    const node = type => window.app.graph.nodes.find(node => node.type === type)
+    const picture = node('PackForcingCacheInspector').imgs?.[0]
+    const video = document.querySelector('video')
+    if (!picture?.naturalWidth || !(video?.readyState >= 1)) return null
+    return { picture: picture.naturalWidth, video: [video.videoWidth, video.videoHeight], seconds: video.duration }
+}
+"""
+
+
+def workflow(name: str) -> dict:
+    return json.loads((REPO / "workflows" / f"{name}.json").read_text())
+
+
+def drop(page: Page, name: str) -> None:
+    """Drop a workflow of the pack and close what the frontend has to say about missing model files."""
+    load_workflow(page, REPO / "workflows" / f"{name}.json")
+    close_dialogs(page)
+
+
+def shown(page: Page, node: str, widget: str, *words: str) -> str:
+    """The text on a node, once it holds all `words`; fails when it never does."""
+    return page.wait_for_function(_SHOWS, arg=[node, widget, words], timeout=20_000).json_value()
+
+
+def plan_shown(page: Page, *words: str) -> str:
+    return shown(page, "PackForcingCacheConfig", "plan", *words)
+
+
+def set_widget(page: Page, node: str, **values: float | str) -> None:
+    for name, value in values.items():
+        page.evaluate(_SET_WIDGET, [node, name, value])
+
+
+def overlaps(nodes: list[dict]) -> list[tuple[str, str]]:
+    """Pairs of nodes of which one covers a part of the other."""
+    boxes = []
+    for node in nodes:
+        (x, y), (width, height) = node["pos"], node["size"]
+        boxes.append((node["type"], x, y - TITLE_HEIGHT, x + width, y + height))
+    return [
+        (a, b)
+        for (a, ax0, ay0, ax1, ay1), (b, bx0, by0, bx1, by1) in combinations(boxes, 2)
+        if ax0 < bx1 and bx0 < ax1 and ay0 < by1 and by0 < ay1
+    ]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_dropped_workflow_is_whole(page: Page, client: Client, name: str):
+    file = workflow(name)
+    drop(page, name)
+    assert missing_nodes(page) == []
+    loaded = page.evaluate(_SAVED)
+    assert {node["id"]: node["type"] for node in loaded["nodes"]} == {n["id"]: n["type"] for n in file["nodes"]}
+    assert sorted(loaded["links"]) == sorted(file["links"])
+    sockets = [slot for node in loaded["nodes"] for slot in node.get("inputs", []) if slot["link"] is not None]
+    assert len(sockets) == len(file["links"])
+    # Nothing slipped from one widget to the next, and what the nodes show on themselves is not saved.
+    for node, saved in zip(by_id(loaded), by_id(file), strict=True):
+        assert node.get("widgets_values", []) == saved["widgets_values"]
+    assert graph_to_prompt(page)["output"] == workflow_to_prompt(file, client.object_info())
+    assert overlaps(loaded["nodes"]) == []
+
+
+def by_id(graph: dict) -> list[dict]:
+    return sorted(graph["nodes"], key=lambda node: node["id"])
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_every_file_that_a_workflow_needs_is_named_with_its_address(name: str):
+    types = ("PackForcingModelLoader", "CLIPLoader", "VAELoader")
+    loaders = [node for node in workflow(name)["nodes"] if node["type"] in types]
+    for node in loaders:
+        [model] = node["properties"]["models"]
+        assert model["name"] == node["widgets_values"][0]
+        assert model["url"].startswith("https://huggingface.co/")
+        assert model["url"].endswith(f"/{model['name']}")
+        assert model["directory"] in ("diffusion_models", "text_encoders", "vae")
+    assert len(loaders) == {"quickstart": 0, "wan2.1-1.3b": 3}[name]
+
+
+def test_the_cache_config_shows_its_plan_live(page: Page):
+    drop(page, "wan2.1-1.3b")
+    plan_shown(page, "832x480", "80 blocks, 240 latent frames, wan2.1-1.3b", "4,680 tokens", "full cache")
+    set_widget(page, "PackForcingSampler", seconds=120)
+    plan_shown(page, "160 blocks")
+    set_widget(page, "PackForcingCacheConfig", block_frames=4)
+    plan_shown(page, "sink_frames must be whole blocks of 4 latent frames, but it is 6: set it to 4 or 8.")
+    set_widget(page, "PackForcingCacheConfig", sink_frames=8, recent_frames=4)
+    plan_shown(page, "27,872 tokens, constant", "3.99 GB of KV", "138.02 GB, 748,800 tokens", "182 tokens a block")
+    set_widget(page, "PackForcingCacheConfig", top_k=0)
+    plan_shown(page, "24,960 tokens, constant", "mid 0")
+    set_widget(page, "PackForcingSampler", width=416)
+    plan_shown(page, "416x480", "12,480 tokens, constant")
+
+
+def test_the_plan_knows_the_connected_model(page: Page):
+    drop(page, "quickstart")
+    text = plan_shown(page, "10 blocks, 40 latent frames, tiny", "128x128")
+    assert "3.28 MB of KV" in text
+
+
+def test_a_run_from_the_page_shows_report_picture_and_video(page: Page, client: Client, tmp_path: Path):
+    drop(page, "quickstart")
+    shown(page, "PackForcingCacheInspector", "report", "Run the workflow")
+    set_widget(page, "PackForcingSampler", width=96, height=64, seconds=2)
+    run = queue_from_page(page)
+    assert run["status"] == "success"
+    report = shown(page, "PackForcingCacheInspector", "report", "PackForcing cache: 2 blocks, 29 frames")
+    outputs = client.history(run["prompt_id"])["outputs"]
+    assert report.split() == outputs["6"]["text"][0].split()
+    pictures = page.wait_for_function(_PICTURES, timeout=20_000).json_value()
+    assert pictures["picture"] == 1280
+    assert pictures["video"] == [96, 64]
+    assert pictures["seconds"] == pytest.approx(29 / 16, abs=0.01)
+    # The previews have made their nodes grow, and still nothing is covered.
+    assert overlaps(page.evaluate(_SAVED)["nodes"]) == []
+    assert screenshot(page, tmp_path / "quickstart.png").stat().st_size > 100_000
+
+
+def test_a_mistake_is_shown_once(page: Page):
+    drop(page, "quickstart")
+    set_widget(page, "PackForcingCacheConfig", sink_frames=6)
+    with pytest.raises(AssertionError, match="refused the prompt"):
+        queue_from_page(page)
+    dialog = page.locator("[role=dialog]:visible")
+    dialog.wait_for(timeout=10_000)
+    text = dialog.inner_text()
+    assert text.count("sink_frames must be whole blocks of 4 latent frames, but it is 6: set it to 4 or 8.") == 1
