@@ -82,7 +82,9 @@ class ModelLoaderNode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model_name=None) -> bool | str:
+    def validate_inputs(cls, model_name=None, dtype=None) -> bool | str:
+        if dtype is not None and dtype not in DTYPES:
+            raise PackForcingError(f"There is no dtype '{dtype}': choose one of {', '.join(DTYPES)}.")
         return True if model_name is None else missing_file(MODEL_FOLDER, model_name) or True
 
     @classmethod

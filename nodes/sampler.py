@@ -297,7 +297,7 @@ def keep_what_is_done(latents: list[Tensor], path: Path | None, model) -> None:
         return
     folder = Path(folder_paths.get_output_directory()) / RESCUE_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    name = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
     samples = adapter.comfy_samples(model, torch.cat(latents, dim=2)).cpu().contiguous()
     save_file({"latent_tensor": samples, "latent_format_version_0": torch.tensor([])}, folder / f"{name}.latent")
     if path is not None and path.exists():

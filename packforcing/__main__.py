@@ -1,4 +1,4 @@
-"""The command line: python -m packforcing plan | generate."""
+"""The command line: python -m packforcing plan | generate | train vae."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from .plan import MODELS, plan, plan_text
 from .sampler import LongVideo, Sampling
 from .schedule import UPDATES
 from .text import encode_prompt
+from .training import vae as train_vae
 from .tree import SIZES, WanSizes, build_tree
 from .vae import WanVAE, load_vae
 from .video import VideoWriter
@@ -65,6 +66,11 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--picture", help="a PNG file for the inspector's picture")
     generate.add_argument("--json", action="store_true", help="print one JSON object")
     generate.set_defaults(run=run_generate)
+
+    train = commands.add_parser("train", help="train a part of the demo model").add_subparsers(
+        dest="part", required=True
+    )
+    train_vae.add_arguments(train.add_parser("vae", help="the demo's VAE, on a synthetic video world"))
     return root
 
 

@@ -16,6 +16,7 @@ PATCH = 2  # latent rows or columns a token (Wan's patch is 1x2x2)
 PIXELS_PER_TOKEN = VAE_SPACE_STRIDE * PATCH  # 16
 COMPRESSED_SPACE_STRIDE = 4  # full-resolution tokens a compressed token, in each space axis
 
+LONGEST_SECONDS = 10_000_000  # the method has no limit; whoever asks for more than months has mistyped
 SELECTIONS = ("affinity", "recency")
 ARCHIVE_DEVICES = ("auto", "device", "host")
 
@@ -279,8 +280,10 @@ class Length:
     def __post_init__(self) -> None:
         if not 0 < self.fps < float("inf"):
             raise PackForcingError(f"The frame rate must be above 0, but it is {self.fps}.")
-        if not 0 < self.seconds < float("inf"):
-            raise PackForcingError(f"The video's length must be above 0 seconds, but it is {self.seconds}.")
+        if not 0 < self.seconds <= LONGEST_SECONDS:
+            raise PackForcingError(
+                f"The video's length must be above 0 and at most {LONGEST_SECONDS:,} seconds, but it is {self.seconds}."
+            )
 
     @property
     def blocks(self) -> int:

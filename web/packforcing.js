@@ -105,8 +105,12 @@ function showReport(node) {
   };
 }
 
-app.registerExtension({
-  name: "PackForcing",
+// ComfyUI may serve this file twice, under the pack's name and under its folder's.
+const NAME = "PackForcing";
+const alreadyHere = app.extensions?.some((extension) => extension.name === NAME);
+
+if (!alreadyHere) app.registerExtension({
+  name: NAME,
   nodeCreated(node) {
     const type = node.comfyClass ?? node.type;
     if (type === CONFIG) showPlan(node);

@@ -1,0 +1,58 @@
+"""Pictures of a training run: loss curves, and frames beside their reconstructions.
+
+matplotlib and Pillow are imported only here, and only when a picture is asked for: training needs them, a user of the
+pack does not.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+MISSING = "matplotlib is not installed; `pip install matplotlib`, and the next checkpoint draws it."
+_NOT_DRAWN = {"step", "minutes"}
+
+
+def available() -> bool:
+    """Whether curves can be drawn here."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def curves(log: Sequence[Mapping[str, float]], path: str | Path) -> None:
+    """One panel a logged quantity over the steps, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = sorted({name for entry in log for name in entry} - _NOT_DRAWN)
+    if not names:
+        return
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    # A figure of its own, not pyplot's: no state is left behind and no window system is asked for.
+    figure = Figure(figsize=(4.2 * columns, 2.8 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, name in enumerate(names, 1):
+        panel = figure.add_subplot(rows, columns, number)
+        points = [(entry["step"], entry[name]) for entry in log if name in entry]
+        panel.plot(*zip(*points, strict=True), linewidth=1)
+        panel.set_title(name, fontsize=9)
+        panel.grid(alpha=0.3)
+        if all(value > 0 for _, value in points) and name != "lr":
+            panel.set_yscale("log")
+    part = Path(path).with_suffix(".part.png")
+    figure.savefig(part, dpi=100)
+    os.replace(part, path)  # a viewer never sees half a picture
+
+
+def contact_sheet(rows: Sequence[Tensor], path: str | Path, gap: int = 2) -> None:
+    """Videos [3, F, H, W] in [-1, 1], one below the other, their frames side by side, as a PNG."""
+    from PIL import Image
+
+    lines = [torch.cat([torch.nn.functional.pad(f, (0, gap, 0, gap)) for f in row.unbind(1)], dim=2) for row in rows]
+    sheet = torch.cat(lines, dim=1).float().clamp(-1, 1).add(1).mul(127.5).round().byte()
+    Image.fromarray(sheet.permute(1, 2, 0).cpu().numpy()).save(path)
