@@ -162,7 +162,7 @@ def test_blocks_of_three_frames(tmp_path: Path):
 
 MISTAKES = {
     "width": (["plan", "--width", "100"], "The width must be a positive multiple of 16 pixels, but it is 100"),
-    "length": (["plan", "--seconds", "0"], "The video's length must be above 0 and at most 10,000,000 seconds, but it is 0"),
+    "length": (["plan", "--seconds", "0"], "length must be above 0 and at most 10,000,000 seconds, but it is 0"),
     "rate": (["plan", "--fps", "0"], "The frame rate must be above 0, but it is 0"),
     "partition": (["plan", "--sink", "6"], "sink_frames must be whole blocks of 4 latent frames, but it is 6: set it"),
     "small frame": (["plan", "--width", "48"], "at least 64x64 pixels, but the video is 48x480"),

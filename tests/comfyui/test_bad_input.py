@@ -287,8 +287,13 @@ def sampled(result: Result) -> bool:
 REFUSED = [
     ("width", sampler(width=100), SAMPLER, "The width must be a positive multiple of 16 pixels, but it is 100: set it"),
     ("height", sampler(height=0), SAMPLER, "The height must be a positive multiple of 16 pixels, but it is 0: set it"),
-    ("length 0", sampler(seconds=0.0), SAMPLER, "The video's length must be above 0 and at most 10,000,000 seconds, but it is 0.0"),
-    ("negative length", sampler(seconds=-3.0), SAMPLER, "The video's length must be above 0 and at most 10,000,000 seconds, but it is -3.0"),
+    ("length 0", sampler(seconds=0.0), SAMPLER, "length must be above 0 and at most 10,000,000 seconds, but it is 0.0"),
+    (
+        "negative length",
+        sampler(seconds=-3.0),
+        SAMPLER,
+        "length must be above 0 and at most 10,000,000 seconds, but it is -3.0",
+    ),
     (
         "sink of broken blocks",
         sampler({"block_frames": 4, "sink_frames": 6, "recent_frames": 4}),
