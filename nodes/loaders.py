@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import comfy.sd
 import folder_paths
 import torch
@@ -43,13 +45,18 @@ def comfy_model(state_dict: dict[str, torch.Tensor], dtype: str, source: str):
     return model
 
 
-def missing_file(folder: str, name: str) -> str | None:
-    """What is wrong with a file's name, or None: some versions of ComfyUI do not check a choice against its list."""
-    if name in folder_paths.get_filename_list(folder):
-        return None
-    return (
-        f"There is no file '{name}' in models/{folder}: choose one of the list, or put it there and press R to refresh."
-    )
+def check_choice(kind: str, name: str, listed: Iterable[str], advice: str) -> None:
+    """Raises PackForcingError for a choice that is not listed: some versions of ComfyUI do not check that.
+
+    By an exception, since ComfyUI repeats an error that is returned for each input that the check takes.
+    """
+    if name not in listed:
+        raise PackForcingError(f"There is no {kind} '{name}'{advice}.")
+
+
+def check_file(folder: str, name: str) -> None:
+    advice = f" in models/{folder}: choose one of the list, or put it there and press R to refresh"
+    check_choice("file", name, folder_paths.get_filename_list(folder), advice)
 
 
 class ModelLoaderNode(io.ComfyNode):
@@ -83,9 +90,11 @@ class ModelLoaderNode(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name=None, dtype=None) -> bool | str:
-        if dtype is not None and dtype not in DTYPES:
-            raise PackForcingError(f"There is no dtype '{dtype}': choose one of {', '.join(DTYPES)}.")
-        return True if model_name is None else missing_file(MODEL_FOLDER, model_name) or True
+        if dtype is not None:
+            check_choice("dtype", dtype, DTYPES, f": choose one of {', '.join(DTYPES)}")
+        if model_name is not None:
+            check_file(MODEL_FOLDER, model_name)
+        return True
 
     @classmethod
     def execute(cls, model_name: str, weights: str, dtype: str) -> io.NodeOutput:
@@ -121,9 +130,9 @@ class CompressorLoaderNode(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, compressor_name=None) -> bool | str:
-        if compressor_name in (None, TRAINING_FREE):
-            return True
-        return missing_file(COMPRESSOR_FOLDER, compressor_name) or True
+        if compressor_name not in (None, TRAINING_FREE):
+            check_file(COMPRESSOR_FOLDER, compressor_name)
+        return True
 
     @classmethod
     def execute(cls, compressor_name: str) -> io.NodeOutput:
