@@ -264,6 +264,8 @@ def train(trainer: Trainer, config: RunConfig) -> Outcome:
             )
         if log:
             log.draw(at_once=step == config.steps)
+        if _distributed():
+            dist.barrier()  # whichever process reads the newest checkpoint next must find this one
 
     step, saved = first, first
     with _stop_signal() as stopped:
