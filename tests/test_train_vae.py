@@ -16,6 +16,7 @@ from packforcing.errors import PackForcingError
 from packforcing.training import vae as train_vae
 from packforcing.training.loop import Checkpoints, Micro, read_log
 from packforcing.training.vae import ClipShape, LatentStatistics, VAETrainer
+from packforcing.training.world import render, sample_scene
 from packforcing.vae import LATENT_CHANNELS, WanVAE, encode_clip, init_vae, load_vae, normalise
 
 EMPTY = [2, 9]  # latent channels of the fixture that say nothing
@@ -156,3 +157,15 @@ def test_the_command_trains_exports_and_goes_on(
     assert {tensor.dtype for tensor in state.values()} == {torch.float16}
     vae = load_vae(state, torch.float32)
     assert normalise(vae.encode(torch.zeros(1, 3, 5, 16, 16))[0]).shape == (1, 16, 2, 2, 2)
+
+
+def test_the_shipped_vae_reconstructs_a_held_out_scene() -> None:
+    """What docs/training.md says of it: 28.6 dB for the worst of 12 clips."""
+    shipped = Path(train_vae.__file__).parent.parent / "weights" / "demo_vae.safetensors"
+    weights, metadata = read_state_dict(shipped)
+    assert metadata["command"].startswith("python -m packforcing train vae")
+    vae = load_vae(weights, torch.float32)
+    clip = render(sample_scene(1, held_out=True), frames=5)[None]
+    with torch.no_grad():
+        made = vae.decode(vae.encode(clip)[0]).clamp(-1, 1)
+    assert 10 * torch.log10(4 / (made - clip).square().mean()) > 28
