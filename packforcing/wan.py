@@ -39,11 +39,11 @@ class TextKV:
 
 
 def time_features(timestep: Tensor, dim: int) -> Tensor:
-    """Sinusoidal features [B, dim] of timesteps [B]: cosines, then sines; in the timesteps' precision."""
+    """Sinusoidal features [B, dim] of timesteps [B] on the CPU: cosines, then sines; in the timesteps' precision."""
     half = dim // 2
     frequencies = 10_000 ** (-torch.arange(half, dtype=torch.float64) / half)
-    angles = torch.outer(timestep.to("cpu", torch.float64), frequencies)
-    return torch.cat((angles.cos(), angles.sin()), dim=-1).to(timestep.dtype).to(timestep.device)
+    angles = torch.outer(timestep.double(), frequencies)
+    return torch.cat((angles.cos(), angles.sin()), dim=-1).to(timestep.dtype)
 
 
 def check_tree(tree: nn.Module) -> None:
@@ -128,8 +128,9 @@ class CausalWan:
     def _modulations(self, sigma: float, batch: int) -> tuple[Tensor, Tensor]:
         """Time embedding of a noise level: [B, 1, d] for the head, [B, 6, d] for the layers."""
         precision = torch.promote_types(self.dtype, torch.float32)
-        timestep = torch.full((batch,), 1000.0 * sigma, device=self.device, dtype=precision)
-        features = time_features(timestep, self.tree.freq_dim).to(self.dtype)
+        # On the CPU, from where it is sent: reading it back from the device would wait for the pass before.
+        timestep = torch.full((batch,), 1000.0 * sigma, dtype=precision)
+        features = time_features(timestep, self.tree.freq_dim).to(self.device, self.dtype)
         embedding = self.tree.time_embedding(features)
         return embedding[:, None], rearrange(self.tree.time_projection(embedding), "b (six d) -> b six d", six=6)
 
