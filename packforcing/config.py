@@ -10,6 +10,7 @@ from math import ceil
 
 from .errors import PackForcingError
 
+LATENT_CHANNELS = 16
 VAE_TIME_STRIDE = 4  # video frames a latent frame (the first latent frame of a video holds a single one)
 VAE_SPACE_STRIDE = 8  # pixels a latent row or column
 PATCH = 2  # latent rows or columns a token (Wan's patch is 1x2x2)
@@ -192,6 +193,10 @@ class CacheConfig:
     def attended_mids(self, block: int) -> int:
         """How many mid blocks block `block` attends to."""
         return min(self.top_k, len(self.partition(block).mid))
+
+    def archived_blocks(self, blocks: int) -> int:
+        """How many compressed blocks a video of `blocks` blocks archives: no sinks, and not the last block."""
+        return max(0, blocks - 1 - self.sink_blocks) if self.top_k else 0
 
     def becomes_mid(self, block: int) -> bool:
         """Whether block `block` will ever be read in its compressed form (sink blocks never are)."""

@@ -63,7 +63,7 @@ def plan(
     length = Length(seconds, fps, config.block_frames)
     full_tokens = length.latent_frames * size.tokens_per_frame
     # While the last block is made, every block before it that is no sink lies in the archive, the recent ones too.
-    archive_blocks = max(0, length.blocks - 1 - config.sink_blocks) if config.top_k else 0
+    archive_blocks = config.archived_blocks(length.blocks)
     archive_bytes_per_block = model.kv_bytes(layout.compressed_tokens_per_block, bytes_per_value)
     frames = config.sink_frames + config.top_k * config.block_frames + config.recent_frames + config.block_frames
     return Plan(

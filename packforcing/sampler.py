@@ -16,14 +16,12 @@ from torch import Tensor
 
 from .cache import Cache
 from .compressor import Compressor
-from .config import Layout
+from .config import LATENT_CHANNELS, Layout
 from .errors import PackForcingError
 from .record import BlockRecord, CacheRecord
 from .schedule import UPDATES, euler_update, few_step_update, predicted_x0, sigmas
 from .vae import StreamingDecoder, WanVAE
 from .wan import CausalWan, TextKV
-
-LATENT_CHANNELS = 16
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from .config import LATENT_CHANNELS
+from .config import VAE_SPACE_STRIDE as SPACE_STRIDE
+from .config import VAE_TIME_STRIDE as TIME_STRIDE
 from .errors import PackForcingError
-
-LATENT_CHANNELS = 16
-TIME_STRIDE = 4  # frames a latent frame, after the first
-SPACE_STRIDE = 8  # pixels a latent cell, along each axis
 
 LATENT_MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
