@@ -28,6 +28,10 @@ class Cache:
     history is what the configuration's partition says for block i.
 
     Tensors of queries, keys and values are [B, L, H, D].
+
+    In training, keys and values that carry a gradient are written like others (without it), and also kept as they are;
+    `context` then concatenates them with the rest of the buffer, which would otherwise lose their graph. They carry
+    gradients into later blocks until `detach`.
     """
 
     def __init__(
@@ -81,6 +85,10 @@ class Cache:
         self.selected: list[list[int] | None] = [None] * model.layers
         self.mid_slots_written = 0
         self.recent_rotated = 0
+        # In training: what carries a gradient. By layer, token at which it starts -> keys, values; and of reduced
+        # blocks, (block, layer) -> keys at base positions, values.
+        self._live: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in range(model.layers)]
+        self._live_reduced: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     # ------------------------------------------------------------------ positions
 
@@ -141,8 +149,11 @@ class Cache:
                 continue
             tokens = self._slot_tokens(block)
             by = self._temporal_rotation(torch.full((1,), offset))
-            for keys in self.keys:
+            for layer, keys in enumerate(self.keys):
                 rotate_(keys[:, tokens], by)
+                if tokens.start in self._live[layer]:
+                    live_keys, live_values = self._live[layer][tokens.start]
+                    self._live[layer][tokens.start] = rotate(live_keys, by), live_values
             self._slot_anchor[self._slot(block)] = target
             self.recent_rotated += 1
 
@@ -150,6 +161,8 @@ class Cache:
         """Closes the block after its clean pass: its reduced form, if it will be read, enters the archive."""
         if self.config.becomes_mid(self.block):
             self.archive.append(self._reduced, self._key_sums)
+            for live in self._live:  # the room of the reduced block is free again
+                live.pop(self._valid, None)
 
     # ------------------------------------------------------------------ selection
 
@@ -189,6 +202,10 @@ class Cache:
             self.keys[layer][:, target].copy_(keys, non_blocking=True)
             self.values[layer][:, target].copy_(values, non_blocking=True)
             rotate_(self.keys[layer][:, target], self._mid_rotations[slot])
+            self._live[layer].pop(start, None)
+            if (block, layer) in self._live_reduced:
+                keys, values = self._live_reduced[block, layer]
+                self._live[layer][start] = rotate(keys, self._mid_rotations[slot]), values
             self._mid_content[layer][slot] = content
             self.mid_slots_written += 1
 
@@ -218,25 +235,56 @@ class Cache:
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Writes the current block's keys (rotated here) and values [B, N, H, D] into its slot."""
-        tokens = self._slot_tokens(self.block)
-        self.keys[layer][:, tokens] = rotate(keys, self._current_rotation)
-        self.values[layer][:, tokens] = values
+        self._put(layer, self._slot_tokens(self.block), rotate(keys, self._current_rotation), values)
 
     def context(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values that the current block attends to, itself included: views of the buffers."""
-        return self.keys[layer][:, : self._valid], self.values[layer][:, : self._valid]
+        return self._prefix(layer, self._valid)
+
+    def _put(self, layer: int, tokens: slice, keys: Tensor, values: Tensor) -> None:
+        self.keys[layer][:, tokens] = keys.detach()
+        self.values[layer][:, tokens] = values.detach()
+        self._live[layer].pop(tokens.start, None)
+        if keys.requires_grad or values.requires_grad:
+            self._live[layer][tokens.start] = keys, values
+
+    def _prefix(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
+        """The first `length` tokens of a layer's buffers: views, or copies when some of them carry a gradient."""
+        buffers = self.keys[layer][:, :length], self.values[layer][:, :length]
+        live = sorted((start, pair) for start, pair in self._live[layer].items() if start < length)
+        if not live:
+            return buffers
+        pieces: tuple[list[Tensor], list[Tensor]] = ([], [])
+        end = 0
+        for start, pair in live:
+            for part, buffer, tensor in zip(pieces, buffers, pair, strict=True):
+                part += (buffer[:, end:start], tensor.to(buffer.dtype))
+            end = start + pair[0].shape[1]
+        for part, buffer in zip(pieces, buffers, strict=True):
+            part.append(buffer[:, end:])
+        keys, values = (torch.cat(part, dim=1) for part in pieces)
+        return keys, values
+
+    def detach(self) -> None:
+        """Ends the gradients of all that was written: the history is a constant from here on."""
+        for live in self._live:
+            live.clear()
+        self._live_reduced.clear()
 
     def write_reduced(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Keeps the reduced block's keys (not rotated) and values [B, N_c, H, D] for the archive and for its attention.
 
         The archive's copy stands at its base position; the key sum has no temporal rotation.
         """
-        self._reduced[layer, 0] = rotate(keys, self._reduced_base)
-        self._reduced[layer, 1] = values
-        self._key_sums[layer] = token_sum(rotate(keys[:, :, : self.heads], self._content_keys), self.heads)
+        at_base = rotate(keys, self._reduced_base)
+        self._reduced[layer, 0] = at_base.detach()
+        self._reduced[layer, 1] = values.detach()
+        if at_base.requires_grad or values.requires_grad:
+            self._live_reduced[self.block, layer] = at_base, values
+        content = rotate(keys[:, :, : self.heads].detach(), self._content_keys)
+        self._key_sums[layer] = token_sum(content, self.heads)
         room = slice(self._valid, self._valid + keys.shape[1])
-        self.keys[layer][:, room] = rotate(keys, self._reduced_rotation)
-        self.values[layer][:, room] = values
+        self._put(layer, room, rotate(keys, self._reduced_rotation), values)
 
     def reduced_context(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         """What reduced queries attend to: the history without the current block, and the reduced tokens themselves.
@@ -246,7 +294,7 @@ class Cache:
         length = self._valid + self.layout.compressed_tokens_per_block
         mask = torch.ones(length, dtype=torch.bool, device=self.device)
         mask[self._slot_tokens(self.block)] = False
-        return self.keys[layer][:, :length], self.values[layer][:, :length], mask
+        return *self._prefix(layer, length), mask
 
     # ------------------------------------------------------------------ accounting
 

@@ -125,11 +125,11 @@ class CausalWan:
             layers.append((self._split(keys), self._split(values)))
         return TextKV(tuple(layers))
 
-    def _modulations(self, sigma: float, batch: int) -> tuple[Tensor, Tensor]:
-        """Time embedding of a noise level: [B, 1, d] for the head, [B, 6, d] for the layers."""
+    def _modulations(self, sigma: float | Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """Time embedding of noise levels, one or [B]: [B, 1, d] for the head, [B, 6, d] for the layers."""
         precision = torch.promote_types(self.dtype, torch.float32)
         # On the CPU, from where it is sent: reading it back from the device would wait for the pass before.
-        timestep = torch.full((batch,), 1000.0 * sigma, dtype=precision)
+        timestep = torch.as_tensor(1000.0 * sigma, dtype=precision).expand(batch)
         features = time_features(timestep, self.tree.freq_dim).to(self.device, self.dtype)
         embedding = self.tree.time_embedding(features)
         return embedding[:, None], rearrange(self.tree.time_projection(embedding), "b (six d) -> b six d", six=6)
@@ -139,12 +139,12 @@ class CausalWan:
 
     # ------------------------------------------------------------------ passes
 
-    def denoise(self, x: Tensor, sigma: float, text: TextKV, cache: Cache) -> Tensor:
+    def denoise(self, x: Tensor, sigma: float | Tensor, text: TextKV, cache: Cache) -> Tensor:
         """Predicts the velocity of the current block (method 7, step 2).
 
         Args:
             x: noisy normalised latents of the block, [B, 16, T, h, w].
-            sigma: their noise level, in [0, 1].
+            sigma: their noise level, in [0, 1]; in training a level for each sample, [B] on the CPU.
 
         Returns:
             Velocity noise - x0, shaped like x, float32 at least.

@@ -1,0 +1,101 @@
+"""Clips of the synthetic world as latents, encoded once by a frozen VAE and read back in any order.
+
+Encoding a clip costs as much as many training steps on it, so `prepare` writes shards of them, and goes on where an
+earlier call was stopped. Clip i is a function of i alone, and a larger set begins with the smaller one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..config import video_frames
+from ..errors import PackForcingError
+from ..vae import WanVAE, encode_clip
+from .world import FPS, FRAME, render, sample_scene
+
+SHARD = 32  # clips a file
+LONGEST_START = 400  # a clip begins at one of a scene's first frames, so that cameras and objects are anywhere
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """Which clips: `count` of `latent_frames` latent frames (20 are 5 s), `size` pixels wide and high."""
+
+    count: int
+    latent_frames: int = 20
+    size: int = FRAME
+
+    @property
+    def shards(self) -> int:
+        return -(-self.count // SHARD)
+
+
+def clip_pixels(number: int, frames: int, size: int) -> tuple[Tensor, str]:
+    """Clip `number`: pixels [3, F, size, size] in [-1, 1], and its caption."""
+    rng = np.random.default_rng(number)
+    scene = sample_scene(rng)
+    return render(scene, frames, FPS, size, start=int(rng.integers(LONGEST_START))), scene.caption
+
+
+def shard_path(folder: Path, clips: ClipSet, shard: int) -> Path:
+    return folder / f"clips-{clips.size}x{clips.latent_frames}-{shard:05d}.safetensors"
+
+
+@torch.no_grad()
+def prepare(folder: str | Path, clips: ClipSet, vae: WanVAE, part: int = 0, parts: int = 1) -> int:
+    """Writes the shards that are not there yet; returns how many. Several processes take a `part` of `parts` each."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = 0
+    for shard in range(part, clips.shards, parts):
+        path = shard_path(folder, clips, shard)
+        if path.exists():
+            continue
+        latents, captions = [], []
+        for number in range(shard * SHARD, (shard + 1) * SHARD):
+            pixels, caption = clip_pixels(number, video_frames(clips.latent_frames), clips.size)
+            latents.append(encode_clip(vae, pixels[None].to(vae.device, vae.dtype))[0].half().cpu())
+            captions.append(caption)
+        partial = path.with_suffix(".part")
+        save_file({"latents": torch.stack(latents)}, partial, metadata={"captions": json.dumps(captions)})
+        os.replace(partial, path)  # a shard is whole or absent
+        written += 1
+    return written
+
+
+class LatentClips:
+    """The clips of a prepared folder, in memory: normalised latents and captions.
+
+    Raises PackForcingError when shards are missing.
+    """
+
+    def __init__(self, folder: str | Path, clips: ClipSet) -> None:
+        self.clips = clips
+        self.captions: list[str] = []
+        latents = []
+        for shard in range(clips.shards):
+            path = shard_path(Path(folder), clips, shard)
+            if not path.exists():
+                raise PackForcingError(
+                    f"The clips are not all encoded: {path} is missing; run the command again with --prepare."
+                )
+            with safe_open(path, framework="pt") as file:
+                latents.append(file.get_tensor("latents"))
+                self.captions += json.loads(file.metadata()["captions"])
+        self.latents = torch.cat(latents)[: clips.count]
+
+    def __len__(self) -> int:
+        return self.clips.count
+
+    def __getitem__(self, number: int) -> tuple[Tensor, str]:
+        """Latents [16, T, h, w] float32, and the caption."""
+        return self.latents[number].float(), self.captions[number]
