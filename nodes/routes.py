@@ -19,6 +19,7 @@ def planned(query: dict[str, str]) -> dict[str, Any]:
     """The answer to a query: {"text", "plan"}, or {"error"} with the sentence that says what is wrong."""
     try:
         types = {field.name: type(field.default) for field in fields(CacheConfig)}
+        types["rope_adjustment"] = lambda text: text.lower() == "true"  # bool("false") is true
         config = CacheConfig(**{name: types[name](value) for name, value in query.items() if name in types})
         size = FrameSize(int(query.get("width", 832)), int(query.get("height", 480)))
         name = query.get("model", "wan2.1-1.3b")

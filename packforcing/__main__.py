@@ -91,6 +91,9 @@ def add_cache_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--query-fraction", type=float, default=default.query_fraction)
     command.add_argument("--head-fraction", type=float, default=default.head_fraction)
     command.add_argument("--position-range", type=int, default=default.position_range, help="latent frames; 0 is off")
+    command.add_argument(
+        "--no-rope-adjustment", dest="rope_adjustment", action="store_false", help="leave gaps in time, to compare"
+    )
     command.add_argument("--archive-device", default=default.archive_device, choices=ARCHIVE_DEVICES)
     command.add_argument("--archive-budget-gb", type=float, default=default.archive_budget_gb)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .archive import Archive
 from .config import Layout, ModelShape
-from .positions import Anchors, anchors
+from .positions import Anchors, anchors, mid_anchors
 from .rope import Rotation, block_positions, centres, grid_positions, rotate, rotate_, rotation, temporal_rotation
 from .selection import affinity, sampled_queries, scored_heads, token_sum, top_k
 
@@ -113,7 +113,7 @@ class Cache:
         full = block_positions(current, self.config.block_frames, size.rows, size.columns)
         self._current_rotation = self._rotation(full)
         self._reduced_rotation = self._rotation(self._reduced_positions(current + self._base_times))
-        self._mid_rotations = [self._mid_rotation(anchor) for anchor in self.anchors.mid]
+        self._mid_rotations = {anchor: self._mid_rotation(anchor) for anchor in self.anchors.mid}
 
     # ------------------------------------------------------------------ the life of a block
 
@@ -175,7 +175,7 @@ class Cache:
         if self.selected[layer] is not None:
             return
         mids = self.partition.mid
-        count = len(self.anchors.mid)
+        count = self.config.attended_mids(self.block)
         if count == 0:
             chosen = []
         elif count == len(mids):
@@ -192,20 +192,23 @@ class Cache:
     def _fill_mid_slots(self, layer: int, chosen: list[int]) -> None:
         """Copies chosen blocks into the slots that do not hold them yet, and rotates their keys into place."""
         size = self.layout.compressed_tokens_per_block
-        for slot, (block, anchor) in enumerate(zip(chosen, self.anchors.mid, strict=True)):
+        places = mid_anchors(self.config, self.anchors, chosen)
+        for slot, (block, anchor) in enumerate(zip(chosen, places, strict=True)):
             content = (block, anchor, self.anchors.mid_scale)
             if self._mid_content[layer][slot] == content:
                 continue
+            if anchor not in self._mid_rotations:  # without RoPE adjustment only the choice says where blocks stand
+                self._mid_rotations[anchor] = self._mid_rotation(anchor)
             start = self._mid_start + slot * size
             target = slice(start, start + size)
             keys, values = self.archive.read(block - self.config.sink_blocks, layer)
             self.keys[layer][:, target].copy_(keys, non_blocking=True)
             self.values[layer][:, target].copy_(values, non_blocking=True)
-            rotate_(self.keys[layer][:, target], self._mid_rotations[slot])
+            rotate_(self.keys[layer][:, target], self._mid_rotations[anchor])
             self._live[layer].pop(start, None)
             if (block, layer) in self._live_reduced:
                 keys, values = self._live_reduced[block, layer]
-                self._live[layer][start] = rotate(keys, self._mid_rotations[slot]), values
+                self._live[layer][start] = rotate(keys, self._mid_rotations[anchor]), values
             self._mid_content[layer][slot] = content
             self.mid_slots_written += 1
 
@@ -219,7 +222,7 @@ class Cache:
 
     @property
     def _mid_tokens(self) -> int:
-        return len(self.anchors.mid) * self.layout.compressed_tokens_per_block
+        return self.config.attended_mids(self.block) * self.layout.compressed_tokens_per_block
 
     @property
     def _valid(self) -> int:

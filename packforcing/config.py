@@ -119,6 +119,8 @@ class CacheConfig:
         head_fraction: share of the heads that the affinity sums over, in (0, 1] (paper: one half).
         position_range: 0 keeps the paper's spacing; N > 0 squeezes the mid blocks so that the whole context lies in N
             latent frames.
+        rope_adjustment: whether the context is laid out without gaps in time. Without, every block stands where it was
+            made, and positions grow with the video: for comparison only.
         archive_device: "device", "host", or "auto" (on the device up to `archive_budget_gb`, then in host memory).
         archive_budget_gb: device memory for the archive of compressed blocks, in 10^9 bytes.
 
@@ -133,6 +135,7 @@ class CacheConfig:
     query_fraction: float = 0.25
     head_fraction: float = 0.5
     position_range: int = 0
+    rope_adjustment: bool = True
     archive_device: str = "auto"
     archive_budget_gb: float = 1.0
 
@@ -165,6 +168,11 @@ class CacheConfig:
             raise PackForcingError(
                 f"position_range must be 0 (off) or at least {smallest} latent frames (sink, recent and current block"
                 f"{', and one for the mid blocks' if self.top_k else ''}), but it is {self.position_range}."
+            )
+        if self.position_range and not self.rope_adjustment:
+            raise PackForcingError(
+                f"position_range moves blocks in time, which rope_adjustment forbids, but it is {self.position_range}: "
+                "set it to 0, or leave rope_adjustment on."
             )
 
     @property

@@ -66,6 +66,8 @@ def plan(
     archive_blocks = config.archived_blocks(length.blocks)
     archive_bytes_per_block = model.kv_bytes(layout.compressed_tokens_per_block, bytes_per_value)
     frames = config.sink_frames + config.top_k * config.block_frames + config.recent_frames + config.block_frames
+    if not config.rope_adjustment:
+        frames = length.latent_frames
     return Plan(
         width=size.width,
         height=size.height,

@@ -7,6 +7,7 @@ section 3.5), but nothing is rotated over and over, and no position grows with t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .config import CacheConfig
@@ -16,6 +17,7 @@ from .config import CacheConfig
 class Anchors:
     """Positions, in latent frames, of the first frame of each attended block, oldest first.
 
+    Without `CacheConfig.rope_adjustment`, `mid` is empty: each mid block stands where it was made (`mid_anchors`).
     `mid_scale` is the distance of neighbouring latent frames inside the mid blocks: 1, or less when
     `CacheConfig.position_range` squeezes them.
     """
@@ -30,10 +32,14 @@ class Anchors:
 def anchors(config: CacheConfig, block: int) -> Anchors:
     """Where the history of block `block`, and the block itself, stand in time.
 
-    Which mid blocks are selected does not matter, only how many: slots are filled in chronological order.
+    Which mid blocks are selected does not matter, only how many: slots are filled in chronological order. (Without
+    RoPE adjustment it does, and `mid_anchors` says where they stand.)
     """
     frames = config.block_frames
     history = config.partition(block)
+    if not config.rope_adjustment:
+        sink, recent = (tuple(float(b * frames) for b in blocks) for blocks in (history.sink, history.recent))
+        return Anchors(sink, (), recent, current=float(block * frames))
     mids = config.attended_mids(block)
     mid_start = len(history.sink) * frames
     mid_span = mids * frames
@@ -49,3 +55,9 @@ def anchors(config: CacheConfig, block: int) -> Anchors:
         current=current,
         mid_scale=mid_scale,
     )
+
+
+def mid_anchors(config: CacheConfig, laid_out: Anchors, chosen: Sequence[int]) -> tuple[float, ...]:
+    """Positions of the chosen mid blocks' first frames, oldest first: the slots', or, without RoPE adjustment, where
+    the blocks were made."""
+    return laid_out.mid if config.rope_adjustment else tuple(float(b * config.block_frames) for b in chosen)

@@ -222,8 +222,8 @@ class LongVideo:
     def _select_only(self, index: int, latents: Tensor) -> None:
         """Selects mid blocks as the denoising of block `index` would have: by the queries of its first step."""
         self.on_step(index, 0)
-        history = self.cache.partition
-        if self.cache.config.selection == "affinity" and len(history.mid) > len(self.cache.anchors.mid) > 0:
+        mids = len(self.cache.partition.mid)
+        if self.cache.config.selection == "affinity" and mids > self.cache.config.attended_mids(index) > 0:
             noise = self._noise(noise_generator(self.sampling.seed, index))
             self.wan.denoise(noise, sigmas(self.sampling.steps, self.sampling.shift)[0], self.text, self.cache)
 

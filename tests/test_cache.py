@@ -127,7 +127,10 @@ class Everything:
         return sorted(sorted(mid, key=lambda m: (score(m), m))[max(0, len(mid) - c.top_k) :])
 
     def places(self, block: int, chosen: list[int]) -> list[Place]:
-        """Method 6: sinks, chosen mids, recent blocks and the current one, without gaps, from position 0 on."""
+        """Method 6: sinks, chosen mids, recent blocks and the current one, without gaps, from position 0 on.
+
+        Without RoPE adjustment: each where it was made.
+        """
         c, (sink, _, recent) = self.layout.config, self.history(block)
         frames, scale = c.block_frames, 1.0
         if c.position_range and chosen:
@@ -136,7 +139,8 @@ class Everything:
         places, time = [], 0.0
         for b in [*sink, *chosen, *recent, block]:
             reduced = b in chosen
-            places.append(Place(b, reduced, time, scale if reduced else 1.0))
+            start = time if c.rope_adjustment else float(b * frames)
+            places.append(Place(b, reduced, start, scale if reduced else 1.0))
             time += frames * places[-1].scale
         return places
 
@@ -275,6 +279,11 @@ def setups(draw: st.DrawFn) -> Setup:
     frames = draw(st.sampled_from((2, 4, 3, 1)))
     sink, recent, top_k = (draw(st.sampled_from(choice)) for choice in ((2, 1, 3, 0), (2, 3, 1, 0), (4, 2, 3, 1, 0)))
     smallest = frames * (sink + recent + 1) + (1 if top_k else 0)
+    positions = draw(
+        st.sampled_from(
+            ({}, {"rope_adjustment": False}, {"position_range": smallest + draw(st.integers(0, 3 * frames))})
+        )
+    )
     config = CacheConfig(
         block_frames=frames,
         sink_frames=frames * sink,
@@ -283,7 +292,7 @@ def setups(draw: st.DrawFn) -> Setup:
         selection=draw(st.sampled_from(("affinity", "recency"))),
         query_fraction=draw(st.sampled_from((0.25, 0.1, 1.0))),
         head_fraction=draw(st.sampled_from((0.5, 1.0))),
-        position_range=draw(st.sampled_from((0, 1))) * (smallest + draw(st.integers(0, 3 * frames))),
+        **positions,
         archive_device=draw(st.sampled_from(("device", "host"))),
     )
     size = FrameSize(draw(st.sampled_from((64, 80, 112, 128))), draw(st.sampled_from((64, 80))))
@@ -363,6 +372,8 @@ def moved_recent_blocks(before: list[Place], after: list[Place], recent: list[in
 @example(wanted=setup(blocks=25, layers=2, batch=2, side=80))
 @example(wanted=setup(selection="recency", archive_device="host"))
 @example(wanted=setup(position_range=11))
+@example(wanted=setup(blocks=25, layers=2, rope_adjustment=False))
+@example(wanted=setup(selection="recency", recent_frames=2, rope_adjustment=False))
 @example(wanted=setup(position_range=9, stride=1, side=128, head_fraction=1.0))
 @example(wanted=setup(block_frames=3, sink_frames=3, recent_frames=3, stride=2, position_range=13))
 @example(wanted=setup(block_frames=3, sink_frames=0, recent_frames=9, stride=1, query_fraction=0.1))

@@ -128,6 +128,10 @@ def test_the_position_range_is_the_highest_position_of_a_squeezed_context() -> N
     assert plan(WAN, CacheConfig(position_range=200), SIZE, 120).max_position == 80
 
 
+def test_without_rope_adjustment_positions_grow_with_the_video() -> None:
+    assert plan(WAN, CacheConfig(rope_adjustment=False), SIZE, 120).max_position == 480
+
+
 # ---------------------------------------------------------------------- lengths
 
 
@@ -217,6 +221,7 @@ def test_a_block_becomes_mid_unless_it_is_a_sink_or_there_are_no_mids(config: Ca
         ({"position_range": 16}, "16"),
         ({"position_range": -20}, "-20"),
         ({"position_range": 15, "top_k": 0}, "15"),
+        ({"position_range": 24, "rope_adjustment": False}, "24"),
     ],
 )
 def test_a_wrong_cache_configuration_is_told_in_one_sentence(arguments: dict[str, object], found: str) -> None:

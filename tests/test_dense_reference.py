@@ -195,6 +195,8 @@ METHODS = {
     "all heads": replace(BASE, head_fraction=1.0),
     "positions in a range": replace(BASE, block_frames=4, position_range=15),
     "positions in a wide range": replace(BASE, block_frames=4, position_range=64),
+    "positions with gaps": replace(BASE, rope_adjustment=False),
+    "positions with gaps, two sinks and recents": replace(BASE, sink_blocks=2, recent_blocks=2, rope_adjustment=False),
 }
 
 
@@ -216,6 +218,7 @@ def layout_of(method: Method, **config: str) -> Layout:
             query_fraction=method.query_fraction,
             head_fraction=method.head_fraction,
             position_range=method.position_range,
+            rope_adjustment=method.rope_adjustment,
             **config,
         ),
         FrameSize(16 * method.columns, 16 * method.rows),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packforcing.config import CacheConfig
-from packforcing.positions import Anchors, anchors
+from packforcing.positions import Anchors, anchors, mid_anchors
 
 ANY_BLOCK = st.one_of(st.integers(0, 40), st.integers(0, 100_000))
 ULP = 1e-13  # positions are below 200: a rounding or two
@@ -178,3 +178,20 @@ def test_the_range_of_training_by_hand() -> None:
     assert a.mid == tuple(8 + j / 4 for j in range(16))
     assert a.mid_scale == 1 / 16
     assert (a.recent, a.current) == ((12.0,), 16.0)
+
+
+# ---------------------------------------------------------------------- without adjustment
+
+
+def test_without_adjustment_every_block_stands_where_it_was_made() -> None:
+    config = CacheConfig(rope_adjustment=False)
+    a = anchors(config, 1_000)
+    assert (a.sink, a.mid, a.recent, a.current) == ((0.0, 4.0), (), (3996.0,), 4000.0)
+    assert mid_anchors(config, a, [2, 40, 998]) == (8.0, 160.0, 3992.0)
+
+
+@given(block=ANY_BLOCK)
+@settings(deadline=None, derandomize=True)
+def test_with_adjustment_the_choice_of_mids_moves_nothing(block: int) -> None:
+    a, mids = anchors(CacheConfig(), block), CacheConfig().partition(block).mid
+    assert mid_anchors(CacheConfig(), a, list(mids)[-16:]) == mid_anchors(CacheConfig(), a, list(mids)[:16]) == a.mid

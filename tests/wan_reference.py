@@ -119,6 +119,7 @@ class Method:
     query_fraction: float = 1.0
     head_fraction: float = 0.5
     position_range: int = 0
+    rope_adjustment: bool = True
 
     def sinks(self, block: int) -> list[int]:
         return [b for b in range(block) if b < self.sink_blocks]
@@ -160,7 +161,7 @@ class Method:
 
     def starts(self, block: int) -> tuple[dict[int, float], list[float], float]:
         """The paper's form of temporal RoPE adjustment: the current and the recent blocks keep their true times, and
-        the older history moves forward until it is continuous with them.
+        the older history moves forward until it is continuous with them (without adjustment it stays, gaps and all).
 
         Returns the start of each full-resolution block, the starts of the mid slots, and the mids' scale.
         """
@@ -174,7 +175,9 @@ class Method:
         before_recent = (block - len(recents)) * frames
         first_slot = before_recent - slots * frames * scale
         full = {b: float(b * frames) for b in [*recents, block]}
-        full |= {b: first_slot - (len(sinks) - b) * frames for b in sinks}
+        full |= {
+            b: first_slot - (len(sinks) - b) * frames if self.rope_adjustment else float(b * frames) for b in sinks
+        }
         return full, [first_slot + j * frames * scale for j in range(slots)], scale
 
 
@@ -272,6 +275,8 @@ class ExplicitWan:
     def history(self, i: int) -> tuple[list[Tensor], list[Tensor]]:
         """Rotated keys, and values, of [sink | selected mid | recent] at layer i."""
         full, slots, scale = self.method.starts(self.block)
+        if not self.method.rope_adjustment:
+            slots = [block * self.method.block_frames for block in self.selected[i]]
         keys, values = [], []
         for block in [*self.method.sinks(self.block), *self.method.recents(self.block)]:
             k, v = self.full[block][i]

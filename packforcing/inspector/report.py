@@ -47,6 +47,8 @@ def _conditions(record: CacheRecord) -> str:
     if selection == "affinity":
         selection += f", {config.query_fraction:.0%} of the queries, {config.head_fraction:.0%} of the heads"
     positions = f"within {config.position_range} latent frames" if config.position_range else "the paper's spacing"
+    if not config.rope_adjustment:
+        positions = "not adjusted: every block stands where it was made"
     budget = f", up to {config.archive_budget_gb:g} GB on the device" if config.archive_device == "auto" else ""
     return _rows(
         "Conditions",
