@@ -13,18 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoints import load_compressor, load_wan, read_state_dict
+from .checkpoints import load_compressor, read_state_dict
 from .compressor import CompressorChoice
 from .config import ARCHIVE_DEVICES, SELECTIONS, CacheConfig, FrameSize, Layout, Length
 from .demo import demo_transformer, demo_vae
 from .errors import PackForcingError
 from .inspector import picture, report
+from .loading import load_tree, usable_device
 from .plan import MODELS, plan, plan_text
 from .sampler import LongVideo, Sampling
 from .schedule import UPDATES
 from .text import encode_prompt
 from .training import vae as train_vae
-from .tree import SIZES, WanSizes, build_tree
+from .tree import SIZES, build_tree
 from .vae import WanVAE, load_vae
 from .video import VideoWriter
 from .wan import CausalWan
@@ -125,22 +126,11 @@ def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[Causal
                 "A real model needs a prompt encoded by UMT5-XXL, and the command line has no UMT5: give "
                 "--text-embedding FILE, or generate in ComfyUI."
             )
-        loaded = load_wan(options.model, options.weights)
-        shape = loaded.shape
-        sizes = WanSizes(shape.dim, shape.ffn_dim, shape.layers, shape.heads, shape.in_channels, shape.text_dim)
-        tree = build_tree(sizes, loaded.state_dict)
+        tree = load_tree(options.model, options.weights)
         vae = load_vae(read_state_dict(options.vae)[0], dtype, options.device) if options.vae else None
         context = only_tensor(options.text_embedding)
     tree = tree.to(options.device, dtype)
     return CausalWan(tree, dtype=dtype, device=options.device), vae, context
-
-
-def usable_device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch's, for an unknown device and for one it was built without
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise PackForcingError(f"The device '{name}' cannot be used here ({reason}): choose cpu, say.") from error
 
 
 def check_folder(path: str | None, what: str) -> None:

@@ -1,0 +1,28 @@
+"""What several commands load: a device by its name, a transformer from its file."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from .checkpoints import load_wan
+from .errors import PackForcingError
+from .tree import WanSizes, WanTree, build_tree
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of a name such as "cpu" or "cuda:0". Raises PackForcingError when it cannot be used here."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch's, for an unknown device and for one it was built without
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise PackForcingError(f"The device '{name}' cannot be used here ({reason}): choose cpu, say.") from error
+
+
+def load_tree(path: str | os.PathLike[str], weights: str = "auto") -> WanTree:
+    """A causal Wan checkpoint as a module tree; `weights` is "auto", "ema" or "raw". Raises what `load_wan` raises."""
+    loaded = load_wan(path, weights)
+    shape = loaded.shape
+    sizes = WanSizes(shape.dim, shape.ffn_dim, shape.layers, shape.heads, shape.in_channels, shape.text_dim)
+    return build_tree(sizes, loaded.state_dict)
