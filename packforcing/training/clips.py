@@ -17,7 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..config import video_frames
+from ..compressor import lr_latents, whole_block
+from ..config import VAE_TIME_STRIDE, video_frames
 from ..errors import PackForcingError
 from ..vae import WanVAE, encode_clip
 from .world import FPS, FRAME, render, sample_scene
@@ -28,11 +29,20 @@ LONGEST_START = 400  # a clip begins at one of a scene's first frames, so that c
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Which clips: `count` of `latent_frames` latent frames (20 are 5 s), `size` pixels wide and high."""
+    """Which clips: `count` of `latent_frames` latent frames (20 are 5 s), `size` pixels wide and high.
+
+    `block_frames` and `temporal_stride` say how the LR branch's latents of their blocks are made.
+    """
 
     count: int
     latent_frames: int = 20
     size: int = FRAME
+    block_frames: int = 4
+    temporal_stride: int = 2
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.latent_frames % self.block_frames:
+            raise PackForcingError(f"{self} is no set of clips: give 1 or more clips, of whole blocks.")
 
     @property
     def shards(self) -> int:
@@ -44,6 +54,20 @@ def clip_pixels(number: int, frames: int, size: int) -> tuple[Tensor, str]:
     rng = np.random.default_rng(number)
     scene = sample_scene(rng)
     return render(scene, frames, FPS, size, start=int(rng.integers(LONGEST_START))), scene.caption
+
+
+def reduced_latents(pixels: Tensor, clips: ClipSet, vae: WanVAE) -> Tensor:
+    """What the compressor's LR branch sees of each block of a clip [1, 3, F, H, W]: [blocks, 16, T', h', w']."""
+    spatial = pixels[0].to(vae.device, vae.dtype)
+    first, rest = spatial.split((pixels.shape[2] - _later_frames(clips), _later_frames(clips)), dim=1)
+    blocks = [first, *rest.split(VAE_TIME_STRIDE * clips.block_frames, dim=1)]
+    whole = torch.stack([whole_block(block[None], clips.block_frames)[0] for block in blocks])
+    return lr_latents(whole, vae, clips.temporal_stride)
+
+
+def _later_frames(clips: ClipSet) -> int:
+    """Video frames of all blocks but the first."""
+    return VAE_TIME_STRIDE * (clips.latent_frames - clips.block_frames)
 
 
 def shard_path(folder: Path, clips: ClipSet, shard: int) -> Path:
@@ -60,13 +84,15 @@ def prepare(folder: str | Path, clips: ClipSet, vae: WanVAE, part: int = 0, part
         path = shard_path(folder, clips, shard)
         if path.exists():
             continue
-        latents, captions = [], []
+        latents, reduced, captions = [], [], []
         for number in range(shard * SHARD, (shard + 1) * SHARD):
             pixels, caption = clip_pixels(number, video_frames(clips.latent_frames), clips.size)
             latents.append(encode_clip(vae, pixels[None].to(vae.device, vae.dtype))[0].half().cpu())
+            reduced.append(reduced_latents(pixels[None], clips, vae).half().cpu())
             captions.append(caption)
         partial = path.with_suffix(".part")
-        save_file({"latents": torch.stack(latents)}, partial, metadata={"captions": json.dumps(captions)})
+        tensors = {"latents": torch.stack(latents), "reduced": torch.stack(reduced).contiguous()}
+        save_file(tensors, partial, metadata={"captions": json.dumps(captions)})
         os.replace(partial, path)  # a shard is whole or absent
         written += 1
     return written
@@ -81,7 +107,7 @@ class LatentClips:
     def __init__(self, folder: str | Path, clips: ClipSet) -> None:
         self.clips = clips
         self.captions: list[str] = []
-        latents = []
+        latents, reduced = [], []
         for shard in range(clips.shards):
             path = shard_path(Path(folder), clips, shard)
             if not path.exists():
@@ -90,12 +116,14 @@ class LatentClips:
                 )
             with safe_open(path, framework="pt") as file:
                 latents.append(file.get_tensor("latents"))
+                reduced.append(file.get_tensor("reduced"))
                 self.captions += json.loads(file.metadata()["captions"])
         self.latents = torch.cat(latents)[: clips.count]
+        self.reduced = torch.cat(reduced)[: clips.count]
 
     def __len__(self) -> int:
         return self.clips.count
 
-    def __getitem__(self, number: int) -> tuple[Tensor, str]:
-        """Latents [16, T, h, w] float32, and the caption."""
-        return self.latents[number].float(), self.captions[number]
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, str]:
+        """Latents [16, T, h, w] and the LR branch's of its blocks [blocks, 16, T', h', w'], float32; the caption."""
+        return self.latents[number].float(), self.reduced[number].float(), self.captions[number]

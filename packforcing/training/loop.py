@@ -36,6 +36,7 @@ from torch.optim import Optimizer
 
 from ..errors import PackForcingError
 from . import plots
+from .optimizers import JointOptimizer
 
 DECAYS = ("cosine", "constant")
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
@@ -123,7 +124,7 @@ class Learner:
     this point is its full learning rate.
     """
 
-    def __init__(self, module: nn.Module, optimizer: Optimizer, ema: float = 0.0) -> None:
+    def __init__(self, module: nn.Module, optimizer: Optimizer | JointOptimizer, ema: float = 0.0) -> None:
         self.module = module
         self.optimizer = optimizer
         self.ema = ema

@@ -1,0 +1,284 @@
+"""`train base`: a causal generator from scratch, by flow matching with clean history (teacher forcing).
+
+A clip goes through the model as inference makes it, block by block over the same `Cache`: a noisy block is denoised
+given the clean passes of the blocks before it, then has its own clean pass. Gradients reach the clean passes too.
+
+Three things prepare the model for the long runs that it will never see in training:
+
+- The history is often partitioned (`HISTORIES`): blocks are dropped, or reduced by the compressor's LR branch, so that
+  sinks, compressed mid blocks and gaps in time are nothing new.
+- Clean passes see latents with a little noise (`history_noise`), as a model's own output is a little wrong; without it,
+  small errors of one block become the next one's truth, and grow.
+- Blocks are cut out of the clip at every noise level, independently of each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..cache import Cache
+from ..checkpoints import read_state_dict
+from ..config import CacheConfig, FrameSize, Layout
+from ..demo import demo_vae
+from ..text import encode_prompt
+from ..tree import SIZES, WanSizes, WanTree, build_tree, random_state_dict
+from ..vae import load_vae
+from ..wan import CausalWan
+from . import options as common
+from .attention import training_attention
+from .clips import ClipSet, LatentClips, prepare
+from .loop import Learner, Micro, Outcome, train
+from .optimizers import muon_and_adamw
+from .vae import channels_last
+
+BLOCK_FRAMES = 4
+
+
+@dataclass(frozen=True)
+class History:
+    """A partition of the history of a training clip, and the share of the micro-batches that see it."""
+
+    sink_frames: int
+    recent_frames: int
+    top_k: int
+    share: float
+
+    def config(self) -> CacheConfig:
+        return CacheConfig(BLOCK_FRAMES, self.sink_frames, self.recent_frames, self.top_k)
+
+
+HISTORIES = (
+    History(sink_frames=16, recent_frames=4, top_k=0, share=0.45),  # everything
+    History(sink_frames=8, recent_frames=4, top_k=0, share=0.15),  # gaps
+    History(sink_frames=4, recent_frames=4, top_k=16, share=0.25),  # reduced blocks between
+    History(sink_frames=0, recent_frames=4, top_k=16, share=0.15),
+)
+
+
+@dataclass(frozen=True)
+class BaseOptions:
+    """What a run is beside its loop."""
+
+    rate: float = 1e-3  # learning rate
+    ema: float = 0.999
+    shift: float = 3.0  # of the noise levels: more of them are high
+    history_noise: float = 0.2  # the largest noise level of a clean pass's latents
+    clean_history: float = 0.3  # share of the clean passes without any
+    first_again: int = 2  # more noise levels of the first block, which alone has only the prompt to go by
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips [B, 16, T, h, w], LR latents [B, blocks, 16, T', h', w'], padded prompts [B, L, 4096]; of each denoised
+    block, of which the first comes several times, the noise [B, 16, n * 4, h, w] and its level [B, n]; the noise of the
+    clean passes, like the clips, and its levels [B, blocks]; the partition."""
+
+    latents: Tensor
+    reduced: Tensor
+    context: Tensor
+    noise: Tensor
+    history_noise: Tensor
+    sigma: Tensor
+    history_sigma: Tensor
+    history: History
+
+
+def encode_prompts(prompts: Sequence[str]) -> Tensor:
+    """Embeddings [B, L, 4096]; shorter prompts end in zeros, as Wan's do."""
+    encoded = [encode_prompt(prompt)[0] for prompt in prompts]
+    return torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True)
+
+
+def initial_state_dict(sizes: WanSizes, seed: int) -> dict[str, Tensor]:
+    """Where training starts: residual branches that begin quiet, and a head that predicts zero."""
+    state = random_state_dict(sizes, seed)
+    for name, tensor in state.items():
+        if name.startswith("head.head"):
+            tensor.zero_()
+        elif name.startswith("time_projection") or name.endswith((".o.weight", "ffn.2.weight")):
+            tensor *= 0.2
+        elif name.startswith("blocks") and name.endswith("modulation"):
+            tensor[:, [2, 5]] = 0.5  # gates
+    return state
+
+
+def noise_levels(rng: np.random.Generator, count: int, shift: float) -> np.ndarray:
+    """`count` noise levels in (0, 1), evenly spread before the shift, in random order."""
+    even = (rng.permutation(count) + rng.random(count)) / count
+    return shift * even / (1 + (shift - 1) * even)
+
+
+class BaseTrainer:
+    """A `loop.Trainer` with one learner, "base"."""
+
+    def __init__(
+        self,
+        tree: WanTree,
+        clips: LatentClips,
+        options: BaseOptions,
+        held_out: int = 32,
+        device: torch.device | str = "cpu",
+        cache_dtype: torch.dtype = torch.float32,
+        seed_of_weights: int = 0,
+    ) -> None:
+        self.device = torch.device(device)
+        self.options = options
+        self.clips = clips
+        self.held_out = held_out  # of the set's clips, the last, for the log
+        self.cache_dtype = cache_dtype
+        self.tree = tree.requires_grad_(True).to(self.device)
+        self.wan = CausalWan(self.tree, training_attention(self.device), device=self.device)
+        optimizer = muon_and_adamw(
+            tree, tree.blocks.parameters(), options.rate, options.betas, options.weight_decay
+        )
+        self.learners = {"base": Learner(self.tree, optimizer, options.ema)}
+        self.size = FrameSize(clips.clips.size, clips.clips.size)
+        self._seed_of_weights = seed_of_weights
+
+    def describe(self) -> Mapping[str, Any]:
+        clips = self.clips.clips
+        histories = [[h.sink_frames, h.recent_frames, h.top_k, h.share] for h in HISTORIES]
+        return {**vars(self.options), "clips": vars(clips), "histories": histories, "weights": self._seed_of_weights}
+
+    def turns(self, step: int) -> Sequence[str]:
+        return ("base",)
+
+    def batch(self, micro: Micro) -> Batch:
+        odds = np.array([history.share for history in HISTORIES])
+        history = HISTORIES[np.random.default_rng(micro.step_seed()).choice(len(odds), p=odds / odds.sum())]
+        return self._batch([self._sample(seed) for seed in micro.seeds()], history)
+
+    def _sample(self, seed: int, number: int | None = None) -> tuple[Any, ...]:
+        """A clip, its noise and its noise levels; of a random clip unless its number is given."""
+        rng = np.random.default_rng(seed)
+        drawn = int(rng.integers(len(self.clips) - self.held_out))
+        latents, reduced, caption = self.clips[drawn if number is None else number]
+        generator = torch.Generator().manual_seed(seed)
+        blocks = len(reduced)
+        denoised = blocks + self.options.first_again
+        frames, *rest = latents.transpose(0, 1).shape
+        noise = torch.randn((BLOCK_FRAMES * denoised + frames, *rest), generator=generator).transpose(0, 1)
+        noise = noise.split((BLOCK_FRAMES * denoised, frames), dim=1)
+        levels = torch.from_numpy(noise_levels(rng, denoised, self.options.shift)).float()
+        history = self.options.history_noise * rng.random(blocks) * (rng.random(blocks) >= self.options.clean_history)
+        return latents, reduced, caption, *noise, levels, torch.from_numpy(history).float()
+
+    def _batch(self, samples: Sequence[tuple[Any, ...]], history: History) -> Batch:
+        latents, reduced, captions, noise, history_noise, sigma, history_sigma = zip(*samples, strict=True)
+        on_device = [torch.stack(x).to(self.device) for x in (latents, reduced, noise, history_noise)]
+        return Batch(
+            *on_device[:2],
+            encode_prompts(captions).to(self.device),
+            *on_device[2:],
+            torch.stack(sigma),
+            torch.stack(history_sigma),
+            history,
+        )
+
+    def losses(self, turn: str, batch: Batch) -> dict[str, Tensor]:
+        errors = self.errors(batch)
+        return {"loss": errors.mean(), "first": errors[0].mean(), "last": errors[-1].mean()}
+
+    def errors(self, batch: Batch) -> Tensor:
+        """Mean squared errors of the velocities [n, B], of the first block n - blocks + 1 times."""
+        config = batch.history.config()
+        layout = Layout(config, self.size, self.clips.clips.temporal_stride)
+        cache = Cache(layout, self.wan.shape, self.device, self.cache_dtype, batch=len(batch.latents))
+        text = self.wan.embed_text(batch.context)
+        denoised = zip(batch.noise.split(BLOCK_FRAMES, dim=2), batch.sigma.unbind(dim=1), strict=True)
+        blocks = batch.latents.split(BLOCK_FRAMES, dim=2)
+        errors = []
+        for i, (x0, other_noise) in enumerate(zip(blocks, batch.history_noise.split(BLOCK_FRAMES, dim=2), strict=True)):
+            cache.begin(i)
+            for noise, sigma in islice(denoised, 1 if i else 1 + self.options.first_again):
+                velocity = self.wan.denoise(torch.lerp(x0, noise, spread(sigma, x0)), sigma, text, cache)
+                errors.append(F.mse_loss(velocity, noise - x0, reduction="none").mean(dim=(1, 2, 3, 4)))
+            if i + 1 < len(blocks):
+                seen = torch.lerp(x0, other_noise, spread(batch.history_sigma[:, i], x0))
+                reduced = self.wan.patch_tokens(batch.reduced[:, i]) if config.becomes_mid(i) else None
+                self.wan.commit(seen, text, cache, reduced)
+                cache.end()
+        return torch.stack(errors)
+
+    @torch.no_grad()
+    def evaluate(self, step: int) -> dict[str, float]:
+        """The loss on clips that are kept out of training, the same noise each time, with the whole history."""
+        with self.learners["base"].averaged():
+            losses = []
+            for first in range(len(self.clips) - self.held_out, len(self.clips), 8):
+                numbers = range(first, min(first + 8, len(self.clips)))
+                batch = self._batch([self._sample(number, number) for number in numbers], HISTORIES[0])
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cache_dtype == torch.bfloat16):
+                    losses.append(self.errors(batch).mean(dim=0))
+        return {"held_out": torch.cat(losses).mean().item()}
+
+
+def spread(levels: Tensor, like: Tensor) -> Tensor:
+    """Noise levels [B] that multiply tensors like [B, 16, T, h, w]."""
+    return levels.to(like).view(-1, 1, 1, 1, 1)
+
+
+# --- command line ---------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `train base`."""
+    common.add_run_arguments(parser, "base", steps=6000, batch=4, rate=BaseOptions.rate, warmup=200)
+    parser.add_argument("--clips", type=int, default=2048, help="of the training set")
+    parser.add_argument("--clip-folder", help="where encoded clips are kept; default: FOLDER/clips")
+    parser.add_argument("--vae", help="the VAE that encodes them, a safetensors file; default: the demo's")
+    parser.add_argument("--held-out", type=int, default=32, help="clips that only measure")
+    parser.add_argument("--shift", type=float, default=BaseOptions.shift, help="flow shift of the noise levels")
+    parser.add_argument("--history-noise", type=float, default=BaseOptions.history_noise, help="largest, of the history")
+    parser.add_argument("--ema", type=float, default=BaseOptions.ema, help="of the exported weights; 0 is off")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> Outcome:
+    """Encode the clips that are missing; train, or go on training; export what there is."""
+    device = common.start(options)
+    folder = Path(options.folder)
+    clips = ClipSet(options.clips)
+    clip_folder = Path(options.clip_folder or folder / "clips")
+    weights = read_state_dict(options.vae)[0] if options.vae else demo_vae()
+    written = prepare(clip_folder, clips, channels_last(load_vae(weights, torch.bfloat16, device)))
+    print(f"{written} of {clips.shards} files of clips encoded", flush=True)
+
+    sizes = SIZES["tiny"]
+    trainer = BaseTrainer(
+        build_tree(sizes, initial_state_dict(sizes, options.seed)),
+        LatentClips(clip_folder, clips),
+        BaseOptions(rate=options.rate, ema=options.ema, shift=options.shift, history_noise=options.history_noise),
+        held_out=options.held_out,
+        device=device,
+        cache_dtype=torch.bfloat16 if options.precision == "bfloat16" else torch.float32,
+        seed_of_weights=options.seed,
+    )
+    outcome = train(trainer, common.run_config(options))
+    with trainer.learners["base"].averaged() as tree:
+        output = export(tree, options.output or folder / "base.safetensors", common.provenance(options, outcome))
+    print(json.dumps({"output": str(output), "bytes": output.stat().st_size, "minutes": outcome.minutes}))
+    return outcome
+
+
+def export(tree: WanTree, path: str | Path, metadata: Mapping[str, str]) -> Path:
+    """Writes a transformer as bfloat16 safetensors under Wan 2.1's names."""
+    state = {name: common.whole(t.detach()).to("cpu", torch.bfloat16) for name, t in tree.state_dict().items()}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: t.contiguous() for name, t in state.items()}, path, metadata={"format": "pt", **metadata})
+    return path
