@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..packforcing.errors import PackForcingError
+from ..packforcing.pixels import to_uint8
 from ..packforcing.vae import WanVAE, load_vae
-from ..packforcing.video import to_uint8
 from ..packforcing.wan import Attention, CausalWan, sdpa
 
 PREVIEW_SIZE = 512

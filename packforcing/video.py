@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from .errors import PackForcingError
+from .pixels import to_uint8
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +56,6 @@ class VideoInfo:
     width: int
     height: int
     seconds: float
-
-
-def to_uint8(frames: torch.Tensor) -> torch.Tensor:
-    """Frames [3, F, H, W] in [-1, 1] as bytes [F, H, W, 3], rounded and clipped on the tensor's own device."""
-    scaled = frames.float().add(1).mul(127.5).round().clamp(0, 255)
-    return scaled.to(torch.uint8).permute(1, 2, 3, 0).contiguous()
 
 
 class VideoWriter:

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from packforcing.errors import PackForcingError
-from packforcing.video import VideoWriter, probe, read_video, to_uint8
+from packforcing.pixels import to_uint8
+from packforcing.video import VideoWriter, probe, read_video
 
 WIDTH, HEIGHT = 96, 64
 

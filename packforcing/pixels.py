@@ -1,0 +1,11 @@
+"""Frames as the models have them, and as files and screens do."""
+
+from __future__ import annotations
+
+import torch
+
+
+def to_uint8(frames: torch.Tensor) -> torch.Tensor:
+    """Frames [3, F, H, W] in [-1, 1] as bytes [F, H, W, 3], rounded and clipped on the tensor's own device."""
+    scaled = frames.float().add(1).mul(127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).permute(1, 2, 3, 0).contiguous()
