@@ -1,4 +1,4 @@
-"""The command line: python -m packforcing plan | generate | train vae."""
+"""The command line: python -m packforcing plan | generate | bench | train vae."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .bench import run as bench
 from .checkpoints import load_compressor, read_state_dict
 from .compressor import CompressorChoice
 from .config import ARCHIVE_DEVICES, SELECTIONS, CacheConfig, FrameSize, Layout, Length
@@ -27,7 +28,6 @@ from .text import encode_prompt
 from .training import vae as train_vae
 from .tree import SIZES, build_tree
 from .vae import WanVAE, load_vae
-from .video import VideoWriter
 from .wan import CausalWan
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -67,6 +67,11 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--picture", help="a PNG file for the inspector's picture")
     generate.add_argument("--json", action="store_true", help="print one JSON object")
     generate.set_defaults(run=run_generate)
+
+    bench_command = commands.add_parser("bench", help="measure time and memory, against floors and other caches")
+    bench.add_arguments(bench_command)
+    add_cache_options(bench_command)
+    bench_command.set_defaults(run=run_bench)
 
     train = commands.add_parser("train", help="train a part of the demo model").add_subparsers(
         dest="part", required=True
@@ -168,6 +173,8 @@ def run_generate(options: argparse.Namespace) -> None:
         choice = CompressorChoice(Path(options.compressor).name, *load_compressor(options.compressor))
     layout = Layout(config, size, choice.temporal_stride(config.block_frames))
     tags = {"comment": options.prompt} if options.prompt else {}
+    from .video import VideoWriter  # needs av, which `plan` and `bench` can do without
+
     with VideoWriter(options.output, options.fps, size.width, size.height, metadata=tags) as writer:
         wan, vae, context = load_models(options, dtype)
         compressor = choice.build(config.block_frames, wan.shape.dim, options.device)
@@ -193,6 +200,12 @@ def run_generate(options: argparse.Namespace) -> None:
         "context_tokens": layout.context_tokens,
     }
     print(json.dumps(summary) if options.json else f"{report(video.record)}\n\nwritten: {options.output}")
+
+
+def run_bench(options: argparse.Namespace) -> None:
+    check_folder(options.plot, "plot")
+    check_folder(options.json if options.json != "-" else None, "result")
+    bench.run(options, cache_config(options), usable_device(options.device))
 
 
 def show_progress(done: int, blocks: int, elapsed: float) -> None:

@@ -102,21 +102,24 @@ def build_tree(sizes: WanSizes, state_dict: dict[str, Tensor]) -> WanTree:
     return tree.requires_grad_(False).eval()
 
 
-def random_state_dict(sizes: WanSizes, seed: int) -> dict[str, Tensor]:
-    """Weights of a sensible scale from a seed, float32: the same bits on every machine, and nothing learnt."""
+def random_state_dict(sizes: WanSizes, seed: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Weights of a sensible scale from a seed, float32: nothing learnt.
+
+    Drawn on the CPU they have the same bits on every machine; `device` draws (other ones) there, for large sizes.
+    """
     with torch.device("meta"):
         tree = WanTree(sizes)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     state: dict[str, Tensor] = {}
     for name, like in tree.state_dict().items():
         # Uniform: torch's normal numbers depend on the processor's vector unit in their last bits.
-        noise = (2 * torch.rand(like.shape, generator=generator) - 1) * 3**0.5
+        noise = (2 * torch.rand(like.shape, generator=generator, device=device) - 1) * 3**0.5
         if name.endswith("modulation"):
             state[name] = noise / like.shape[-1] ** 0.5
         elif like.ndim > 1:  # Linear and Conv3d: keeps the variance of what passes through
             state[name] = noise / like[0].numel() ** 0.5
         elif "norm" in name and name.endswith("weight"):
-            state[name] = torch.ones(like.shape)
+            state[name] = torch.ones(like.shape, device=device)
         else:
             state[name] = 0.02 * noise
     return state

@@ -23,8 +23,8 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def curves(log: Sequence[Mapping[str, float]], path: str | Path) -> None:
-    """One panel a logged quantity over the steps, as a PNG."""
+def curves(log: Sequence[Mapping[str, float]], path: str | Path, from_zero: bool = False) -> None:
+    """One panel a logged quantity over the steps, as a PNG; `from_zero`: on linear axes that start at zero."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -42,7 +42,9 @@ def curves(log: Sequence[Mapping[str, float]], path: str | Path) -> None:
         panel.plot(*zip(*points, strict=True), linewidth=1)
         panel.set_title(name, fontsize=9)
         panel.grid(alpha=0.3)
-        if all(value > 0 for _, value in points) and name != "lr":
+        if from_zero:
+            panel.set_ylim(bottom=0)
+        elif all(value > 0 for _, value in points) and name != "lr":
             panel.set_yscale("log")
     part = Path(path).with_suffix(".part.png")
     figure.savefig(part, dpi=100)

@@ -1,0 +1,248 @@
+"""The same block, with the same weights and noise, over other caches: what the method's cache is worth in time.
+
+A long history is not made but filled with random keys and values, since time does not depend on their values; every
+contestant then makes the same blocks, turn by turn, so that a slow moment of the machine meets all of them.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..cache import Cache
+from ..config import LATENT_CHANNELS, Layout, ModelShape
+from ..rope import rotate
+from ..sampler import Sampling, noise_generator
+from ..schedule import few_step_update, predicted_x0, sigmas
+from ..wan import CausalWan, TextKV
+from .clock import elapsed_ms, free_bytes
+from .stages import spread
+
+OURS = "packforcing"
+UNBOUNDED = "unbounded-full-cache"
+CONCATENATING = "concatenating-three-partition"
+
+
+class UnboundedCache(Cache):
+    """What Self-Forcing and ComfyUI's own autoregressive sampler keep: every block at full resolution.
+
+    One preallocated buffer a layer, in which the current block is written where it will live: the whole video is sink.
+    Where all layers' buffers do not fit into half of the free memory, all layers share one (`shared`): then the results
+    mean nothing, but the time is that of a device with room for the complete cache.
+    """
+
+    def __init__(
+        self, layout: Layout, model: ModelShape, blocks: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        frames = layout.config.block_frames
+        config = replace(layout.config, sink_frames=blocks * frames, recent_frames=0, top_k=0, position_range=0)
+        layout = replace(layout, config=config)
+        self.complete_bytes = model.kv_bytes(blocks * layout.tokens_per_block, dtype.itemsize)
+        self.shared = 2 * self.complete_bytes > free_bytes(device)
+        super().__init__(layout, replace(model, layers=1) if self.shared else model, device, dtype)
+        if self.shared:
+            self.keys *= model.layers
+            self.values *= model.layers
+            self._live *= model.layers
+            self.model = model
+
+
+class ConcatenatingCache(Cache):
+    """The same three partitions kept as separate tensors, joined by `torch.cat` in every layer of every step."""
+
+    def __init__(self, layout: Layout, model: ModelShape, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(layout, model, device, dtype)
+        self._fresh: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * model.layers
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        self._fresh[layer] = rotate(keys, self._current_rotation), values
+
+    def context(self, layer: int) -> tuple[Tensor, Tensor]:
+        return self._joined(layer, self._fresh[layer])
+
+    def reduced_context(self, layer: int) -> tuple[Tensor, Tensor, None]:
+        room = slice(self._valid, self._valid + self.layout.compressed_tokens_per_block)
+        keys, values = self._joined(layer, (self.keys[layer][:, room], self.values[layer][:, room]))
+        return keys, values, None
+
+    def _joined(self, layer: int, last: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Keys and values of sink, mid and recent blocks, then `last`."""
+        history = [self._slot_tokens(block) for block in self.partition.sink]
+        history.append(slice(self._mid_start, self._mid_start + self._mid_tokens))
+        history += [self._slot_tokens(block) for block in self.partition.recent]
+        keys, values = (
+            torch.cat([*(buffer[:, tokens] for tokens in history), end], dim=1)
+            for buffer, end in zip((self.keys[layer], self.values[layer]), last, strict=True)
+        )
+        return keys, values
+
+    def end(self) -> None:
+        for layer, (keys, values) in enumerate(self._fresh):
+            self._put(layer, self._slot_tokens(self.block), keys, values)
+        super().end()
+
+
+# ---------------------------------------------------------------------- a history without its making
+
+
+def fill(cache: Cache, blocks: int) -> None:
+    """Brings a new cache to where `blocks` blocks have been made, with random keys and values."""
+    model, layout, config = cache.model, cache.layout, cache.config
+    generator = torch.Generator(cache.device).manual_seed(0)
+
+    def random_kv(tokens: int) -> tuple[Tensor, Tensor]:
+        shape = (2, cache.batch, tokens, model.heads, model.head_dim)
+        keys, values = torch.randn(shape, generator=generator, device=cache.device, dtype=cache.dtype)
+        return keys, values
+
+    history = config.partition(blocks)
+    for block in range(blocks):
+        cache.begin(block)
+        if block in history.sink or block in history.recent:
+            full = random_kv(layout.tokens_per_block)
+            for layer in range(model.layers):
+                cache.write(layer, *full)
+        if config.becomes_mid(block):
+            reduced = random_kv(layout.compressed_tokens_per_block)
+            for layer in range(model.layers):
+                cache.write_reduced(layer, *reduced)
+        cache.end()
+
+
+# ---------------------------------------------------------------------- one block
+
+
+@dataclass(frozen=True)
+class BlockInput:
+    """What one block is made from: the noise of each step [B, 16, T, h, w], and its reduced tokens [B, N_c, d]."""
+
+    noises: tuple[Tensor, ...]
+    reduced: Tensor
+
+
+def block_input(wan: CausalWan, layout: Layout, sampling: Sampling, index: int) -> BlockInput:
+    """The sampler's own noise of block `index`, and random tokens in place of the compressor's."""
+    generator = noise_generator(sampling.seed, index)
+    size = layout.size
+    latent = (1, LATENT_CHANNELS, layout.config.block_frames, size.latent_height, size.latent_width)
+    precision = torch.promote_types(wan.dtype, torch.float32)
+    noises = tuple(torch.randn(latent, generator=generator).to(wan.device, precision) for _ in range(sampling.steps))
+    reduced = torch.randn((1, layout.compressed_tokens_per_block, wan.shape.dim), generator=generator)
+    return BlockInput(noises, reduced.to(wan.device, wan.dtype))
+
+
+@torch.no_grad()
+def make_block(wan: CausalWan, text: TextKV, cache: Cache, sampling: Sampling, given: BlockInput) -> Tensor:
+    """Denoises the cache's next block and commits it: latents [B, 16, T, h, w]."""
+    index = cache.block + 1
+    cache.begin(index)
+    levels = sigmas(sampling.steps, sampling.shift)
+    x = given.noises[0]
+    for step, sigma in enumerate(levels):
+        velocity = wan.denoise(x, sigma, text, cache)
+        if step + 1 == len(levels):
+            x = predicted_x0(x, velocity, sigma)
+        else:
+            x = few_step_update(x, velocity, sigma, levels[step + 1], given.noises[step + 1])
+    wan.commit(x, text, cache, given.reduced if cache.config.becomes_mid(index) else None)
+    cache.end()
+    return x
+
+
+# ---------------------------------------------------------------------- the comparison
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Times (ms) of one cache at one place of the video: the passes, and the compression where it needs one."""
+
+    median_ms: float
+    spread_ms: float
+    shared_layers: bool
+    kv_bytes: int
+
+
+def contest(
+    wan: CausalWan,
+    text: TextKV,
+    layout: Layout,
+    sampling: Sampling,
+    index: int,
+    repeats: int,
+    compression_ms: float,
+    progress: Callable[[str], None],
+) -> dict[str, Contestant]:
+    """Times every cache at block `index` (counted from 0), over that block and the `repeats - 1` that follow.
+
+    The block before is made as well, untimed, so that kernels and memory are warm and the mid slots hold a selection.
+
+    Args:
+        compression_ms: added to the caches that need the compressor's tokens.
+    """
+    shape, device, dtype = wan.shape, wan.device, wan.dtype
+    unbounded = UnboundedCache(layout, shape, index + repeats, device, dtype)
+    caches: dict[str, Cache] = {
+        OURS: Cache(layout, shape, device, dtype),
+        UNBOUNDED: unbounded,
+        CONCATENATING: ConcatenatingCache(layout, shape, device, dtype),
+    }
+    with torch.no_grad():
+        for cache in caches.values():
+            fill(cache, index - 1)
+    times: dict[str, list[float]] = {name: [] for name in caches}
+    for block in range(index - 1, index + repeats):
+        given = block_input(wan, layout, sampling, block)
+        for name, cache in caches.items():
+            progress(f"block {block}: {name}")
+            ms = elapsed_ms(partial(make_block, wan, text, cache, sampling, given), device)
+            if block >= index:
+                times[name].append(ms + (compression_ms if cache.config.top_k else 0.0))
+    return {
+        name: Contestant(
+            statistics.median(times[name]),
+            spread(times[name]),
+            cache is unbounded and unbounded.shared,
+            unbounded.complete_bytes if cache is unbounded else shape.kv_bytes(layout.context_tokens, dtype.itemsize),
+        )
+        for name, cache in caches.items()
+    }
+
+
+def comparison(contests: Mapping[int, Mapping[str, Contestant]], frames: int) -> list[dict[str, object]]:
+    """One entry a baseline, from contests by block index; `frames` is the number of video frames a block.
+
+    `speedup` is the baseline's time over ours, at the last block measured.
+    """
+    last = max(contests)
+    entries = []
+    for name in (UNBOUNDED, CONCATENATING):
+        blocks = [_at(index, contests[index][name], contests[index][OURS]) for index in sorted(contests)]
+        entries.append(
+            {
+                "name": name,
+                "fps_denoise": 1000 * frames / contests[last][name].median_ms,
+                "fps_denoise_ours": 1000 * frames / contests[last][OURS].median_ms,
+                "speedup": contests[last][name].median_ms / contests[last][OURS].median_ms,
+                "blocks": blocks,
+            }
+        )
+    return entries
+
+
+def _at(index: int, theirs: Contestant, ours: Contestant) -> dict[str, object]:
+    return {
+        "block": index,
+        "ms": theirs.median_ms,
+        "spread_ms": theirs.spread_ms,
+        "ours_ms": ours.median_ms,
+        "ours_spread_ms": ours.spread_ms,
+        "speedup": theirs.median_ms / ours.median_ms,
+        "kv_bytes": theirs.kv_bytes,
+        "ours_kv_bytes": ours.kv_bytes,
+        "layers_share_a_buffer": theirs.shared_layers,
+    }

@@ -1,0 +1,144 @@
+"""Time on the device's own clock, and memory as the device or the operating system counts it."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import ceil
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+R = TypeVar("R")
+
+STATUS = Path("/proc/self/status")
+MEMINFO = Path("/proc/meminfo")
+RESET_PEAK = Path("/proc/self/clear_refs")
+ENOUGH_MS = 10.0  # a measurement shorter than this is repeated until it is as long
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Clock:
+    """Milliseconds spent in named parts of the work, summed until `take`.
+
+    On CUDA a part is bounded by two events in the stream, so that timing it makes nobody wait; gaps in which the device
+    waits for the host inside the part count as its time.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._sums: dict[str, float] = defaultdict(float)
+        self._events: list[tuple[str, Any, Any]] = []
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        if self._device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            yield
+            end.record()
+            self._events.append((name, start, end))
+        else:
+            before = time.perf_counter()
+            yield
+            self._sums[name] += 1000 * (time.perf_counter() - before)
+
+    def timed(self, name: str, call: Callable[..., R]) -> Callable[..., R]:
+        """`call`, whose time counts as the part `name`."""
+
+        @functools.wraps(call)
+        def wrapper(*arguments: Any) -> R:
+            with self.part(name):
+                return call(*arguments)
+
+        return wrapper
+
+    def take(self) -> dict[str, float]:
+        """Milliseconds of each part since the last `take`; 0 for a part that did not run. Waits for the device."""
+        synchronise(self._device)
+        for name, start, end in self._events:
+            self._sums[name] += start.elapsed_time(end)
+        taken, self._sums, self._events = self._sums, defaultdict(float), []
+        return taken
+
+
+def elapsed_ms(call: Callable[[], object], device: torch.device) -> float:
+    """Milliseconds from an idle device to an idle device."""
+    synchronise(device)
+    start = time.perf_counter()
+    call()
+    synchronise(device)
+    return 1000 * (time.perf_counter() - start)
+
+
+def best_ms(call: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """The shortest of `repeats` measurements, after one to warm up; short calls are measured many at a time.
+
+    The shortest, since it stands for what the machine can do: a floor, not a typical time.
+    """
+    call()
+    times = max(1, ceil(ENOUGH_MS / max(elapsed_ms(call, device), 1e-3)))
+
+    def many() -> None:
+        for _ in range(times):
+            call()
+
+    return min(elapsed_ms(many, device) for _ in range(repeats)) / times
+
+
+# ---------------------------------------------------------------------- memory
+
+
+def _kilobytes(file: Path, field: str) -> int | None:
+    """The bytes of one line 'field:  123 kB' of a file under /proc; None where the system has no such file."""
+    if not file.exists():
+        return None
+    lines = (line.split() for line in file.read_text().splitlines())
+    return next((1024 * int(words[1]) for words in lines if words and words[0] == f"{field}:"), None)
+
+
+def held_bytes(device: torch.device) -> int | None:
+    """Most device memory held since the last call (CUDA), or resident memory now (CPU, Linux; None elsewhere)."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    return _kilobytes(STATUS, "VmRSS")
+
+
+def reset_peak(device: torch.device) -> None:
+    """Starts a new peak."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif RESET_PEAK.exists():
+        try:
+            RESET_PEAK.write_text("5")
+        except OSError:  # not allowed in some containers: the peak is then that of the whole process
+            return
+
+
+def peak_bytes(device: torch.device, held: Sequence[int | None]) -> int | None:
+    """The peak since `reset_peak`, `held` being all that `held_bytes` gave since; None where the system does not tell.
+
+    On CUDA each of those was a peak; on the CPU they were samples, and the system keeps the peak of the process.
+    """
+    if device.type == "cuda":
+        return max(sample for sample in held if sample is not None)
+    return _kilobytes(STATUS, "VmHWM")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be had; 0 where the system does not tell."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
+    return _kilobytes(MEMINFO, "MemAvailable") or 0

@@ -1,0 +1,71 @@
+"""What is measured: models of the real sizes with random weights, and what stands in for a VAE.
+
+Time does not depend on the values of weights as long as they are finite, and these keep activations near unit size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..compressor import Compressor
+from ..config import COMPRESSED_SPACE_STRIDE, PATCH, VAE_TIME_STRIDE, Layout
+from ..demo import VAE_DIM
+from ..tree import SIZES, build_tree, random_state_dict
+from ..vae import WanVAE, init_vae
+from ..wan import CausalWan, TextKV
+
+SEED = 0
+TEXT_TOKENS = 512  # Wan pads every prompt to as many
+VAE_DTYPE = torch.bfloat16
+VAE_DIMS = {"wan2.1-1.3b": 96, "tiny": VAE_DIM}
+MODELS = tuple(VAE_DIMS)
+
+
+def random_wan(model: str, device: torch.device, dtype: torch.dtype) -> CausalWan:
+    """A transformer of the sizes `model`; the random numbers are drawn on the device, where that takes no time."""
+    tree = build_tree(SIZES[model], random_state_dict(SIZES[model], SEED, device))
+    return CausalWan(tree.to(device, dtype), dtype=dtype, device=device)
+
+
+def random_vae(model: str, device: torch.device) -> WanVAE:
+    """A VAE of the width that goes with `model`, in bfloat16."""
+    return init_vae(VAE_DIMS[model], SEED).requires_grad_(False).to(device, VAE_DTYPE).eval()
+
+
+def random_text(wan: CausalWan) -> TextKV:
+    """A prompt of full length."""
+    width = wan.tree.text_embedding[0].in_features
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        return wan.embed_text(torch.randn((1, TEXT_TOKENS, width), generator=generator))
+
+
+class NoVAE:
+    """Stands where `LongVideo` wants a VAE, and decodes to nothing."""
+
+    dtype = torch.float32
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def decode(self, raw: Tensor, history: dict[str, Tensor]) -> Tensor:
+        return raw.new_zeros((raw.shape[0], 3, VAE_TIME_STRIDE * raw.shape[2], 1, 1))
+
+
+class PooledLatents(Compressor):
+    """Stands in for the compressor where there is no VAE: pools the latents themselves.
+
+    The tokens have the right shape and the cache its usual work, but latents pooled this way have left the VAE's
+    distribution (method 4), so nothing but time may be measured with them.
+    """
+
+    def __init__(self, temporal_stride: int) -> None:
+        super().__init__(temporal_stride, name="stand-in (pooled latents, no VAE)")
+
+    def forward(self, latents: Tensor, frames: Tensor, layout: Layout, vae: object, patch_tokens: object) -> Tensor:
+        space = COMPRESSED_SPACE_STRIDE
+        small = F.avg_pool3d(latents, (self.temporal_stride, space, space))
+        rows, columns = layout.size.compressed_rows, layout.size.compressed_columns
+        return patch_tokens(small[..., : PATCH * rows, : PATCH * columns])

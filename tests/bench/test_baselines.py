@@ -1,0 +1,118 @@
+"""The caches that ours is compared with compute the same thing: only then is their time worth comparing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from packforcing.bench import baselines
+from packforcing.bench.baselines import (
+    CONCATENATING,
+    OURS,
+    UNBOUNDED,
+    ConcatenatingCache,
+    UnboundedCache,
+    block_input,
+    comparison,
+    contest,
+    fill,
+    make_block,
+)
+from packforcing.cache import Cache
+from packforcing.config import CacheConfig, FrameSize, Layout
+from packforcing.sampler import Sampling
+from packforcing.tree import WanSizes, build_tree, random_state_dict
+from packforcing.wan import CausalWan, TextKV
+
+SMALL = WanSizes(dim=64, ffn_dim=96, layers=3, heads=2, text_dim=32, freq_dim=16)
+CONFIG = CacheConfig(block_frames=2, sink_frames=2, recent_frames=2, top_k=2)
+LAYOUT = Layout(CONFIG, FrameSize(128, 64), 2)
+SAMPLING = Sampling(seed=3, steps=2)
+CPU, F64 = torch.device("cpu"), torch.float64
+BLOCKS = 8  # the cache is full from block 4 on, and chooses from block 5 on
+
+
+@pytest.fixture
+def wan() -> CausalWan:
+    return CausalWan(build_tree(SMALL, random_state_dict(SMALL, seed=1)).double(), dtype=F64)
+
+
+@pytest.fixture
+def text(wan: CausalWan) -> TextKV:
+    return wan.embed_text(torch.randn(1, 5, SMALL.text_dim, dtype=F64))
+
+
+def video(wan: CausalWan, text: TextKV, cache: Cache, blocks: int = BLOCKS) -> Tensor:
+    """All latents [1, 16, blocks * T, h, w] of a video made over a cache."""
+    made = [make_block(wan, text, cache, SAMPLING, block_input(wan, LAYOUT, SAMPLING, i)) for i in range(blocks)]
+    return torch.cat(made, dim=2)
+
+
+def test_concatenating_gives_what_our_buffers_give(wan: CausalWan, text: TextKV):
+    ours, theirs = Cache(LAYOUT, SMALL.shape, CPU, F64), ConcatenatingCache(LAYOUT, SMALL.shape, CPU, F64)
+    assert torch.allclose(video(wan, text, ours), video(wan, text, theirs), atol=1e-10)
+    assert ours.selected == theirs.selected
+    for block in range(len(ours.archive)):
+        for mine, other in zip(ours.archive.read(block, 2), theirs.archive.read(block, 2), strict=True):
+            assert torch.allclose(mine, other, atol=1e-10)
+
+
+def test_unbounded_is_our_cache_while_nothing_has_left_it(wan: CausalWan, text: TextKV):
+    everything = replace(CONFIG, sink_frames=2 * CONFIG.block_frames, recent_frames=4 * CONFIG.block_frames)
+    ours = Cache(replace(LAYOUT, config=everything), SMALL.shape, CPU, F64)
+    unbounded = UnboundedCache(LAYOUT, SMALL.shape, 7, CPU, F64)
+    assert not unbounded.shared
+    assert torch.allclose(video(wan, text, ours, 7), video(wan, text, unbounded, 7), atol=1e-10)
+    keys, _ = unbounded.context(0)
+    assert keys.shape[1] == 7 * LAYOUT.tokens_per_block
+
+
+def test_an_unbounded_cache_that_does_not_fit_shares_one_buffer(
+    wan: CausalWan, text: TextKV, monkeypatch: pytest.MonkeyPatch
+):
+    complete = UnboundedCache(LAYOUT, SMALL.shape, 6, CPU, F64)
+    monkeypatch.setattr(baselines, "free_bytes", lambda device: 2 * complete.complete_bytes - 1)
+    shared = UnboundedCache(LAYOUT, SMALL.shape, 6, CPU, F64)
+    assert shared.shared
+    assert len(shared.keys) == SMALL.layers
+    assert {keys.data_ptr() for keys in shared.keys} == {shared.keys[0].data_ptr()}
+    assert video(wan, text, shared, 3).isfinite().all()
+
+
+@pytest.mark.parametrize("block", [1, 4, 7])
+def test_a_filled_cache_is_where_a_made_one_is(wan: CausalWan, text: TextKV, block: int):
+    made, filled = Cache(LAYOUT, SMALL.shape, CPU, F64), Cache(LAYOUT, SMALL.shape, CPU, F64)
+    video(wan, text, made, block)
+    fill(filled, block)
+    assert (filled.block, filled.anchors, len(filled.archive)) == (made.block, made.anchors, len(made.archive))
+    given = block_input(wan, LAYOUT, SAMPLING, block)
+    assert make_block(wan, text, filled, SAMPLING, given).isfinite().all()
+    make_block(wan, text, made, SAMPLING, given)
+    assert filled.context(0)[0].shape == made.context(0)[0].shape
+    assert filled.context(0)[0].isfinite().all()
+    assert filled.bytes() == made.bytes()
+
+
+def test_a_contest_times_each_cache_on_the_same_blocks(wan: CausalWan, text: TextKV):
+    turns: list[str] = []
+    without = contest(wan, text, LAYOUT, SAMPLING, 6, 2, 0.0, turns.append)
+    assert turns[:3] == [f"block 5: {name}" for name in (OURS, UNBOUNDED, CONCATENATING)]
+    assert len(turns) == 3 * 3
+    assert all(at.median_ms > 0 for at in without.values())
+    assert without[UNBOUNDED].kv_bytes == SMALL.shape.kv_bytes(8 * LAYOUT.tokens_per_block, 8)
+    assert without[OURS].kv_bytes == SMALL.shape.kv_bytes(LAYOUT.context_tokens, 8)
+
+
+def test_only_caches_with_mid_blocks_pay_for_compression(wan: CausalWan, text: TextKV):
+    hour = 3.6e6  # more than any block takes
+    paid = contest(wan, text, LAYOUT, SAMPLING, 6, 1, hour, lambda line: None)
+    assert {name for name, at in paid.items() if at.median_ms > hour} == {OURS, CONCATENATING}
+
+    entries = comparison({6: paid}, frames=8)
+    assert [entry["name"] for entry in entries] == [UNBOUNDED, CONCATENATING]
+    assert entries[0]["speedup"] == paid[UNBOUNDED].median_ms / paid[OURS].median_ms
+    assert entries[0]["blocks"][0]["speedup"] == entries[0]["speedup"]
+    assert entries[1]["fps_denoise"] == 1000 * 8 / paid[CONCATENATING].median_ms
