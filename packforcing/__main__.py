@@ -19,12 +19,16 @@ from .compressor import CompressorChoice
 from .config import ARCHIVE_DEVICES, SELECTIONS, CacheConfig, FrameSize, Layout, Length
 from .demo import demo_transformer, demo_vae
 from .errors import PackForcingError
+from .evaluation import run as evaluation
 from .inspector import picture, report
 from .loading import load_tree, usable_device
 from .plan import MODELS, plan, plan_text
 from .sampler import LongVideo, Sampling
 from .schedule import UPDATES
 from .text import encode_prompt
+from .training import base as train_base
+from .training import compressor as train_compressor
+from .training import forcing as train_forcing
 from .training import vae as train_vae
 from .tree import SIZES, build_tree
 from .vae import WanVAE, load_vae
@@ -73,10 +77,15 @@ def parser() -> argparse.ArgumentParser:
     add_cache_options(bench_command)
     bench_command.set_defaults(run=run_bench)
 
+    evaluation.add_arguments(commands.add_parser("evaluate", help="compare cache policies, measured from pixels"))
+
     train = commands.add_parser("train", help="train a part of the demo model").add_subparsers(
         dest="part", required=True
     )
     train_vae.add_arguments(train.add_parser("vae", help="the demo's VAE, on a synthetic video world"))
+    train_base.add_arguments(train.add_parser("base", help="the demo's generator, by causal flow matching"))
+    train_compressor.add_arguments(train.add_parser("compressor", help="the HR branch, for a frozen generator"))
+    train_forcing.add_arguments(train.add_parser("forcing", help="generator and HR branch together, by DMD"))
     return root
 
 

@@ -6,12 +6,16 @@ runs over ComfyUI's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .config import PATCH, ModelShape
+
+T = TypeVar("T")
 
 EPS = 1e-6
 MODULATIONS = 6  # shift, scale and gate, for self-attention and for the feed-forward layer
@@ -92,6 +96,10 @@ class WanTree(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, MODULATIONS * dim))
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.layers))
         self.head = Head(sizes)
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Runs a function that reads the tree's weights: a forward pass, as far as PyTorch's FSDP is concerned."""
+        return function()
 
 
 def build_tree(sizes: WanSizes, state_dict: dict[str, Tensor]) -> WanTree:

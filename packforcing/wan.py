@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .cache import Cache
 from .config import PATCH, ModelShape
@@ -86,6 +87,9 @@ class CausalWan:
         self.dtype = dtype
         self.device = torch.device(device)
         self.heads = tree.blocks[0].self_attn.num_heads
+        # In training: keep only the layers' inputs for the backward pass of `denoise`, and compute the rest again. The
+        # cache must not have been written since.
+        self.recompute = False
 
     @property
     def shape(self) -> ModelShape:
@@ -156,7 +160,12 @@ class CausalWan:
             def attend(hidden: Tensor, layer: int = layer, block: nn.Module = block) -> Tensor:
                 return self._attend(layer, block.self_attn, hidden, cache, hidden.shape[1])
 
-            hidden = self._layer(block, hidden, modulations, text.layers[layer], attend)
+            if self.recompute and torch.is_grad_enabled():
+                hidden = checkpoint(
+                    self._layer, block, hidden, modulations, text.layers[layer], attend, use_reentrant=False
+                )
+            else:
+                hidden = self._layer(block, hidden, modulations, text.layers[layer], attend)
         return self._unpatchify(self._head(hidden, time), x)
 
     def commit(self, x0: Tensor, text: TextKV, cache: Cache, reduced: Tensor | None) -> None:

@@ -142,9 +142,7 @@ class BaseTrainer:
         self.cache_dtype = cache_dtype
         self.tree = tree.requires_grad_(True).to(self.device)
         self.wan = CausalWan(self.tree, training_attention(self.device), device=self.device)
-        optimizer = muon_and_adamw(
-            tree, tree.blocks.parameters(), options.rate, options.betas, options.weight_decay
-        )
+        optimizer = muon_and_adamw(tree, tree.blocks.parameters(), options.rate, options.betas, options.weight_decay)
         self.learners = {"base": Learner(self.tree, optimizer, options.ema)}
         self.size = FrameSize(clips.clips.size, clips.clips.size)
         self._seed_of_weights = seed_of_weights
@@ -243,7 +241,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vae", help="the VAE that encodes them, a safetensors file; default: the demo's")
     parser.add_argument("--held-out", type=int, default=32, help="clips that only measure")
     parser.add_argument("--shift", type=float, default=BaseOptions.shift, help="flow shift of the noise levels")
-    parser.add_argument("--history-noise", type=float, default=BaseOptions.history_noise, help="largest, of the history")
+    parser.add_argument(
+        "--history-noise", type=float, default=BaseOptions.history_noise, help="largest, of the history"
+    )
     parser.add_argument("--ema", type=float, default=BaseOptions.ema, help="of the exported weights; 0 is off")
     parser.set_defaults(run=run)
 

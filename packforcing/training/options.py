@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import resource
 import sys
 from pathlib import Path
 
@@ -27,8 +28,12 @@ def add_run_arguments(
     decay: str = "cosine",
 ) -> None:
     """Options of the run itself; the arguments are the trainer's defaults."""
-    parser.add_argument("--folder", default=f"out/train-{name}", help="checkpoints, log, curves; an earlier run goes on")
-    parser.add_argument("--output", help=f"the safetensors file to export at the end; default: FOLDER/{name}.safetensors")
+    parser.add_argument(
+        "--folder", default=f"out/train-{name}", help="checkpoints, log, curves; an earlier run goes on"
+    )
+    parser.add_argument(
+        "--output", help=f"the safetensors file to export at the end; default: FOLDER/{name}.safetensors"
+    )
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--batch", dest="micro_batch", type=int, default=batch, help="samples at once, a process")
     parser.add_argument("--accumulate", type=int, default=1, help="batches an update")
@@ -94,3 +99,34 @@ def provenance(options: argparse.Namespace, outcome: Outcome) -> dict[str, str]:
         "minutes": f"{outcome.minutes:.1f}",
         "steps": str(outcome.step),
     }
+
+
+def part_of(text: str | None) -> tuple[int, int]:
+    """(part, parts) of "I/N". Raises PackForcingError when it is none."""
+    if text is None:
+        return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+        raise PackForcingError(f"A part is I/N with I from 0 to N - 1, such as 0/2, but it is '{text}'.")
+    return int(part), int(parts)
+
+
+def wait_for_all() -> None:
+    """Returns when all processes have come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def numbers(text: str | None) -> tuple[int, ...]:
+    """Numbers of a list such as "32,64"; none of no text. Raises PackForcingError when one is not."""
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise PackForcingError(f"A list of whole numbers was expected, such as 32,64, but it is '{text}'.") from error
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that were in use: of the device, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

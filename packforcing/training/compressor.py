@@ -1,0 +1,381 @@
+"""`train compressor`: the HR branch, for a generator that is frozen. One GPU and prompts are enough.
+
+The model's own rollouts are the data (`rollouts`). Each goes through the model twice, block by block, over the cache
+that inference uses: once with the whole history at full resolution, once partitioned, with the compressor's tokens in
+the mid blocks. At each block that has mid blocks, both denoise the same noise; the loss is the difference of their
+velocities. So HR learns to put into a few tokens what the model reads out of a full-resolution block.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..cache import Cache
+from ..checkpoints import CompressorMetadata, read_state_dict, save_compressor
+from ..compressor import PAPER_CHANNELS, HRBranch
+from ..config import LATENT_CHANNELS, CacheConfig, FrameSize, Layout
+from ..demo import demo_transformer, demo_vae
+from ..errors import PackForcingError
+from ..loading import load_tree
+from ..sampler import Sampling
+from ..schedule import UPDATES
+from ..text import encode_prompt
+from ..tree import SIZES, WanTree, build_tree, random_state_dict
+from ..vae import WanVAE, init_vae, load_vae
+from ..wan import CausalWan, TextKV
+from . import options as common
+from .attention import training_attention
+from .base import noise_levels, spread
+from .loop import PRECISIONS, Learner, Micro, Outcome, train
+from .rollouts import Rollout, Rollouts, RolloutShape, prepare
+from .vae import channels_last
+from .world import evaluation_prompts, sample_scene
+
+DEMO_CHANNELS = (32, 64, 128, 256)  # hidden, of the demo's branch; the paper's would be eight times the demo's model
+PROMPT_SEED = 5_000_000_000  # scenes whose captions are the rollouts' prompts; clips have other seeds
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rollouts [B, 16, T, h, w] and [B, blocks, 16, T', h', w'], prompts [B, L, 4096]; noise like the latents, and a
+    noise level of each block [B, blocks]."""
+
+    latents: Tensor
+    reduced: Tensor
+    context: Tensor
+    noise: Tensor
+    sigma: Tensor
+
+
+def whole_history(blocks: int, block_frames: int) -> CacheConfig:
+    """All blocks of a video at full resolution."""
+    return CacheConfig(block_frames, sink_frames=(blocks - 1) * block_frames, recent_frames=0, top_k=0)
+
+
+def walk(
+    wan: CausalWan,
+    cache: Cache,
+    text: TextKV,
+    blocks: Sequence[Tensor],
+    reduced: Callable[[int], Tensor],
+    visit: Callable[[int], None],
+) -> None:
+    """Takes known blocks [B, 16, T, h, w] through the model as inference would; `visit(i)` may denoise in block i's
+    place, and `reduced(i)` gives the tokens [B, N_c, d] of a block that becomes a mid block."""
+    for i, x0 in enumerate(blocks):
+        cache.begin(i)
+        visit(i)
+        if i + 1 < len(blocks):
+            wan.commit(x0, text, cache, reduced(i) if cache.config.becomes_mid(i) else None)
+            cache.end()
+
+
+class CompressorTrainer:
+    """A `loop.Trainer` with one learner, "hr".
+
+    Args:
+        wan: the frozen generator.
+        hr: the branch to train, in float32.
+        rollouts: the data; the last `held_out` of them only measure.
+        layout: the partition that the compressor is trained for.
+    """
+
+    def __init__(
+        self,
+        wan: CausalWan,
+        hr: HRBranch,
+        rollouts: Rollouts,
+        layout: Layout,
+        rate: float = 1e-3,
+        ema: float = 0.99,
+        shift: float = 5.0,
+        held_out: int = 8,
+    ) -> None:
+        if not 0 < held_out < len(rollouts):
+            raise PackForcingError(
+                f"Of {len(rollouts)} rollouts {held_out} are to be held out: keep 1 at least for each purpose."
+            )
+        self.device = wan.device
+        self.wan = wan
+        self.hr = hr.requires_grad_(True).to(self.device)
+        self.rollouts = rollouts
+        self.held_out = held_out
+        self.shift = shift
+        self.layout = layout
+        blocks = len(rollouts[0].reduced)
+        self.first = layout.config.sink_blocks + layout.config.recent_blocks + 1  # the first block with a mid block
+        if self.first >= blocks:
+            raise PackForcingError(
+                f"Rollouts of {blocks} blocks have no compressed block to learn from, since sink and recent hold "
+                f"{self.first - 1}: give --blocks {self.first + 1} or more."
+            )
+        self.whole = Layout(whole_history(blocks, layout.config.block_frames), layout.size, layout.temporal_stride)
+        self.learners = {"hr": Learner(self.hr, torch.optim.AdamW(hr.parameters(), lr=rate, weight_decay=0.01), ema)}
+        self._options = {"rate": rate, "ema": ema, "shift": shift, "held_out": held_out, "rollouts": len(rollouts)}
+
+    def describe(self) -> Mapping[str, Any]:
+        channels = [layer.out_channels for layer in self.hr]
+        config = {k: v for k, v in asdict(self.layout.config).items() if not k.startswith("archive")}
+        return {**self._options, "channels": channels, "config": config, "size": asdict(self.layout.size)}
+
+    def turns(self, step: int) -> Sequence[str]:
+        return ("hr",)
+
+    def batch(self, micro: Micro) -> Batch:
+        count = len(self.rollouts) - self.held_out
+        return self._batch([(seed, int(np.random.default_rng(seed).integers(count))) for seed in micro.seeds()])
+
+    def _batch(self, drawn: Sequence[tuple[int, int]]) -> Batch:
+        """Rollouts by (seed of the noise, number)."""
+        samples: list[Rollout] = [self.rollouts[number] for _, number in drawn]
+        blocks = len(samples[0].reduced)
+        noise, sigma = [], []
+        for (seed, _), sample in zip(drawn, samples, strict=True):
+            noise.append(torch.randn(sample.latents.shape, generator=torch.Generator().manual_seed(seed)))
+            sigma.append(torch.from_numpy(noise_levels(np.random.default_rng(seed + 1), blocks, self.shift)).float())
+        context = nn.utils.rnn.pad_sequence([sample.context for sample in samples], batch_first=True)
+        return Batch(
+            torch.stack([sample.latents for sample in samples]).to(self.device),
+            torch.stack([sample.reduced for sample in samples]).to(self.device),
+            context.to(self.device),
+            torch.stack(noise).to(self.device),
+            torch.stack(sigma),
+        )
+
+    def losses(self, turn: str, batch: Batch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            wanted = self.velocities(batch, self.whole, self.lr_tokens)
+        found = self.velocities(batch, self.layout, self.dual_tokens)
+        return {"loss": error(found, wanted)}
+
+    def velocities(self, batch: Batch, layout: Layout, tokens: Callable[[Batch, int], Tensor]) -> list[Tensor]:
+        """What the model predicts for each block that has mid blocks, given a partition and a compressor."""
+        wan = self.wan
+        cache = Cache(layout, wan.shape, self.device, wan.dtype, batch=len(batch.latents))
+        text = wan.embed_text(batch.context)
+        frames = layout.config.block_frames
+        blocks, noise = batch.latents.split(frames, dim=2), batch.noise.split(frames, dim=2)
+        found = []
+
+        def visit(i: int) -> None:
+            if i >= self.first:
+                sigma = batch.sigma[:, i]
+                x = torch.lerp(blocks[i], noise[i], spread(sigma, noise[i]))
+                found.append(wan.denoise(x, sigma, text, cache))
+
+        walk(wan, cache, text, blocks, lambda i: tokens(batch, i), visit)
+        return found
+
+    def lr_tokens(self, batch: Batch, block: int) -> Tensor:
+        """The training-free form's tokens [B, N_c, d] of a block."""
+        size = self.layout.size
+        small = batch.reduced[:, block, ..., : 2 * size.compressed_rows, : 2 * size.compressed_columns]
+        return self.wan.patch_tokens(small)
+
+    def dual_tokens(self, batch: Batch, block: int) -> Tensor:
+        """Both branches' tokens [B, N_c, d] of a block."""
+        frames = self.layout.config.block_frames
+        latents = batch.latents[:, :, block * frames : (block + 1) * frames]
+        return self.lr_tokens(batch, block) + rearrange(self.hr(latents), "b d t h w -> b (t h w) d")
+
+    @torch.no_grad()
+    def evaluate(self, step: int) -> dict[str, float]:
+        """On held-out rollouts, the distance to the full-resolution history: with both branches, LR, and no mids."""
+        config = self.layout.config
+        forms = {"held_out": (self.layout, self.dual_tokens), "held_out_lr": (self.layout, self.lr_tokens)}
+        no_mids = CacheConfig(config.block_frames, config.sink_frames, config.recent_frames, top_k=0)
+        forms["held_out_none"] = (Layout(no_mids, self.layout.size, self.layout.temporal_stride), self.lr_tokens)
+        sums = dict.fromkeys(forms, 0.0)
+        with self.learners["hr"].averaged():
+            for number in range(len(self.rollouts) - self.held_out, len(self.rollouts)):
+                batch = self._batch([(number, number)])
+                wanted = self.velocities(batch, self.whole, self.lr_tokens)
+                for name, (layout, tokens) in forms.items():
+                    sums[name] += error(self.velocities(batch, layout, tokens), wanted).item() / self.held_out
+        return sums
+
+
+def error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """Mean squared difference of velocities."""
+    return torch.stack([(f - w).square().mean() for f, w in zip(found, wanted, strict=True)]).mean()
+
+
+# --- command line ---------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `train compressor`."""
+    common.add_run_arguments(parser, "compressor", steps=600, batch=1, rate=1e-3, warmup=20)
+    add_model_arguments(parser)
+    parser.add_argument("--rollout-folder", help="where rollouts are kept; default: FOLDER/rollouts")
+    parser.add_argument("--rollouts", type=int, default=64, help="rollouts to train with; one a prompt")
+    parser.add_argument("--held-out", type=int, default=8, help="rollouts that only measure")
+    parser.add_argument("--blocks", type=int, default=10, help="blocks a rollout")
+    parser.add_argument("--prepare", metavar="I/N", help="only make part I (from 0) of N of the rollouts, and stop")
+    parser.add_argument("--channels", help="hidden channels, four numbers; default: 32,128,512,2048, less for the demo")
+    parser.add_argument("--ema", type=float, default=0.99, help="of the exported weights; 0 is off")
+    parser.set_defaults(run=run)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which generator, VAE and prompts; the partition; how it samples."""
+    parser.add_argument(
+        "--model", default="demo", help="a causal Wan checkpoint's file, demo, or random:NAME to measure costs"
+    )
+    parser.add_argument("--vae", help="the Wan 2.1 VAE's file; the demo has its own")
+    parser.add_argument("--prompts", help="safetensors file of encoded prompts [L, 4096]; the demo makes its own")
+    parser.add_argument("--width", type=int, help="pixels; default: 832, and 128 for the demo")
+    parser.add_argument("--height", type=int, help="pixels; default: 480, and 128 for the demo")
+    parser.add_argument("--block", type=int, default=4, help="latent frames a block: a property of the checkpoint")
+    parser.add_argument("--sink", type=int, default=8, help="latent frames of sink")
+    parser.add_argument("--recent", type=int, default=4, help="latent frames of recent")
+    parser.add_argument("--top-k", type=int, default=16, help="mid blocks attended")
+    parser.add_argument("--denoising-steps", type=int, default=4, help="a block, when rollouts are made")
+    parser.add_argument("--shift", type=float, default=5.0, help="flow shift of the noise levels")
+    parser.add_argument("--update", default="few-step", choices=UPDATES, help="euler for models not distilled")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What `add_model_arguments`'s options name."""
+
+    wan: CausalWan
+    vae: WanVAE
+    layout: Layout
+    sampling: Sampling
+    name: str
+
+
+RANDOM = "random:"  # and a name of `tree.SIZES`: a model to measure costs with
+
+
+def tree_of(model: str) -> WanTree:
+    """The transformer that an option names: demo, random:NAME, or a checkpoint's file."""
+    if model == "demo":
+        return build_tree(SIZES["tiny"], demo_transformer())
+    if not model.startswith(RANDOM):
+        return load_tree(model)
+    name = model.removeprefix(RANDOM)
+    if name not in SIZES:
+        raise PackForcingError(f"There is no model size '{name}': choose one of {', '.join(SIZES)}.")
+    return build_tree(SIZES[name], random_state_dict(SIZES[name], seed=0))
+
+
+def own_vae(demo: bool) -> Mapping[str, Tensor]:
+    """The VAE of a model that comes without a file: the demo's, or random weights at the real one's width."""
+    return demo_vae() if demo else init_vae(dim=96).state_dict()
+
+
+def default_channels(model: str) -> tuple[int, ...]:
+    return DEMO_CHANNELS if model in ("demo", f"{RANDOM}tiny") else PAPER_CHANNELS
+
+
+def setting(options: argparse.Namespace, device: torch.device, trained: bool = False) -> Setting:
+    """Loads the models; `trained`: the generator's weights will move, and stay in float32.
+
+    Raises PackForcingError when files are missing or do not fit.
+    """
+    demo = options.model in ("demo", f"{RANDOM}tiny")
+    if not options.model.startswith(RANDOM) and not demo and not (options.vae and options.prompts):
+        raise PackForcingError(
+            "A real model needs its VAE and encoded prompts: give --vae FILE and --prompts FILE (safetensors, one "
+            "tensor [L, 4096] a prompt, encoded by UMT5-XXL)."
+        )
+    size = FrameSize(options.width or (128 if demo else 832), options.height or (128 if demo else 480))
+    config = CacheConfig(options.block, options.sink, options.recent, options.top_k)
+    layout = Layout(config, size, 2 if options.block % 2 == 0 else 1)
+    dtype = PRECISIONS[options.precision] or torch.float32
+    tree = tree_of(options.model)
+    state = read_state_dict(options.vae)[0] if options.vae else own_vae(demo)
+    vae_dtype = torch.bfloat16 if device.type == "cpu" else dtype
+    vae = channels_last(load_vae(state, vae_dtype, device))
+    if trained:
+        dtype = torch.float32
+    wan = CausalWan(tree.to(device, dtype), training_attention(device), dtype=dtype, device=device)
+    sampling = Sampling(0, options.denoising_steps, options.shift, options.update)
+    return Setting(wan, vae, layout, sampling, Path(options.model).name)
+
+
+def encoded_prompts(path: str) -> list[Tensor]:
+    """The tensors of a file, each an encoded prompt [L, 4096]. Raises PackForcingError when they are none."""
+    tensors, _ = read_state_dict(path)
+    contexts = [tensor.reshape(-1, tensor.shape[-1]) for _, tensor in sorted(tensors.items()) if tensor.ndim >= 2]
+    widths = sorted({tensor.shape[-1] for tensor in contexts})
+    if len(contexts) != len(tensors) or len(widths) != 1:
+        raise PackForcingError(
+            f"{path} must hold encoded prompts [L, 4096] and nothing else, but it has {len(tensors)} tensors, of the "
+            f"widths {widths}."
+        )
+    return contexts
+
+
+def prompt_contexts(options: argparse.Namespace, count: int, held_out: int) -> list[Tensor]:
+    """Encoded prompts [L, 4096]: `count` to train with, then `held_out` others."""
+    if options.prompts is None:  # the synthetic world's
+        captions = [sample_scene(PROMPT_SEED + i).caption for i in range(count)] + evaluation_prompts(held_out)
+        return [encode_prompt(caption)[0] for caption in captions]
+    contexts = encoded_prompts(options.prompts)
+    if len(contexts) < 2:
+        raise PackForcingError(f"{options.prompts} holds one prompt; two at least are needed, one of them to measure.")
+    kept = contexts[-held_out:] if len(contexts) > held_out else contexts[-1:]
+    rest = contexts[: -len(kept)]
+    return [rest[i % len(rest)] for i in range(count)] + [kept[i % len(kept)] for i in range(held_out)]
+
+
+def run(options: argparse.Namespace) -> Outcome | None:
+    """Make the rollouts that are missing; train, or go on training; export what there is."""
+    device = common.start(options)
+    folder = Path(options.folder)
+    used = setting(options, device)
+    shape = RolloutShape(
+        options.blocks, used.layout.size, used.layout.config, used.sampling, used.layout.temporal_stride
+    )
+    contexts = prompt_contexts(options, options.rollouts, options.held_out)
+    rollout_folder = Path(options.rollout_folder or folder / "rollouts")
+    part, parts = common.part_of(options.prepare)
+    prepare(rollout_folder, contexts, used.wan, used.vae, shape, part, parts)
+    if options.prepare:
+        return None
+    common.wait_for_all()
+
+    channels = common.numbers(options.channels) or default_channels(options.model)
+    torch.manual_seed(options.seed)
+    hr = HRBranch((LATENT_CHANNELS, *channels, used.wan.shape.dim), used.layout.temporal_stride)
+    rollouts = Rollouts(rollout_folder, len(contexts), shape)
+    trainer = CompressorTrainer(
+        used.wan, hr, rollouts, used.layout, options.rate, options.ema, options.shift, options.held_out
+    )
+    outcome = train(trainer, common.run_config(options))
+    output = Path(options.output or folder / "compressor.safetensors")
+    with trainer.learners["hr"].averaged():
+        export(hr, output, used.layout, used.name)
+    measures = trainer.evaluate(outcome.step)
+    if common.is_main():
+        provenance = common.provenance(options, outcome)
+        print(json.dumps({"output": str(output), "bytes": output.stat().st_size, **provenance, **measures}, indent=1))
+    return outcome
+
+
+def export(hr: HRBranch, path: Path, layout: Layout, base_model: str) -> None:
+    """Writes a compressor file, bfloat16."""
+    metadata = CompressorMetadata(
+        model_dim=hr[-1].out_channels,
+        temporal_stride=layout.temporal_stride,
+        hidden_channels=tuple(layer.out_channels for layer in hr)[:-1],
+        block_frames=layout.config.block_frames,
+        base_model=base_model,
+    )
+    state = {f"hr.{name}": common.whole(t.detach()).to(torch.bfloat16) for name, t in hr.state_dict().items()}
+    if common.is_main():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_compressor(path, state, metadata)

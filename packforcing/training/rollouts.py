@@ -1,0 +1,120 @@
+"""Videos that the generator itself makes, as training data for its compressor: nothing but prompts is needed.
+
+A rollout is a file: the latents of its blocks, what the compressor's LR branch sees of each, and the encoded prompt.
+Rollout i is a function of its prompt and of i, and files that are there are not made again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..compressor import Compressor, lr_latents, whole_block
+from ..config import CacheConfig, FrameSize, Layout
+from ..errors import PackForcingError
+from ..sampler import LongVideo, Sampling
+from ..vae import WanVAE
+from ..wan import CausalWan
+
+
+@dataclass(frozen=True)
+class RolloutShape:
+    """How rollouts are made: `blocks` blocks each, under a partition, by the training-free compressor."""
+
+    blocks: int
+    size: FrameSize
+    config: CacheConfig
+    sampling: Sampling
+    temporal_stride: int = 2
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.config, self.size, self.temporal_stride)
+
+
+def rollout_path(folder: Path, number: int) -> Path:
+    return folder / f"rollout-{number:05d}.safetensors"
+
+
+@torch.no_grad()
+def make(wan: CausalWan, vae: WanVAE, context: Tensor, shape: RolloutShape, seed: int) -> dict[str, Tensor]:
+    """One rollout: `latents` [16, blocks * T, h, w], `reduced` [blocks, 16, T', h', w'] and `context` [L, 4096]."""
+    frames = shape.config.block_frames
+    sampling = Sampling(seed, shape.sampling.steps, shape.sampling.shift, shape.sampling.update)
+    compressor = Compressor(shape.temporal_stride)
+    video = LongVideo(wan, wan.embed_text(context[None]), shape.layout, sampling, compressor, vae)
+    latents, reduced = [], []
+    for block in video.blocks(shape.blocks):
+        latents.append(block.latents[0])
+        reduced.append(lr_latents(whole_block(block.frames, frames), vae, shape.temporal_stride)[0])
+    tensors = {"latents": torch.cat(latents, dim=1), "reduced": torch.stack(reduced), "context": context}
+    return {name: tensor.half().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def prepare(
+    folder: str | Path,
+    contexts: Sequence[Tensor],
+    wan: CausalWan,
+    vae: WanVAE,
+    shape: RolloutShape,
+    part: int = 0,
+    parts: int = 1,
+) -> int:
+    """Makes the rollouts that are not there yet, one a prompt [L, 4096]; returns how many. Several processes take a
+    `part` of `parts` each."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    made = 0
+    for number in range(part, len(contexts), parts):
+        path = rollout_path(folder, number)
+        if path.exists():
+            continue
+        tensors = make(wan, vae, contexts[number], shape, seed=number)
+        partial = path.with_suffix(".part")
+        save_file(tensors, partial)
+        os.replace(partial, path)  # a file is whole or absent
+        made += 1
+        print(f"rollout {number + 1} of {len(contexts)}", file=sys.stderr, flush=True)
+    return made
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """`latents` [16, blocks * T, h, w], `reduced` [blocks, 16, T', h', w'], `context` [L, 4096]; float32."""
+
+    latents: Tensor
+    reduced: Tensor
+    context: Tensor
+
+
+class Rollouts:
+    """The rollouts of a prepared folder, in memory. Raises PackForcingError when one is missing or does not fit."""
+
+    def __init__(self, folder: str | Path, count: int, shape: RolloutShape) -> None:
+        frames = shape.blocks * shape.config.block_frames
+        wanted = (16, frames, shape.size.latent_height, shape.size.latent_width)
+        self._rollouts: list[dict[str, Tensor]] = []
+        for number in range(count):
+            path = rollout_path(Path(folder), number)
+            if not path.exists():
+                raise PackForcingError(f"The rollout {path} is missing: give more --rollout-folder or make it again.")
+            tensors = load_file(path)
+            if tuple(tensors["latents"].shape) != wanted:
+                raise PackForcingError(
+                    f"{path} holds a rollout of shape {list(tensors['latents'].shape)}, and {list(wanted)} is wanted: "
+                    "give the options that it was made with, or another folder."
+                )
+            self._rollouts.append(tensors)
+
+    def __len__(self) -> int:
+        return len(self._rollouts)
+
+    def __getitem__(self, number: int) -> Rollout:
+        return Rollout(**{name: tensor.float() for name, tensor in self._rollouts[number].items()})
