@@ -1,0 +1,92 @@
+"""The models that an evaluation runs, and what tells one set of weights from another."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..checkpoints import load_compressor, read_state_dict
+from ..compressor import Compressor, CompressorChoice
+from ..demo import demo_transformer, demo_vae
+from ..loading import load_tree, usable_device
+from ..tree import SIZES, build_tree
+from ..vae import WanVAE, load_vae
+from ..wan import CausalWan
+
+TRAINING_FREE = CompressorChoice("training-free (LR branch)")
+DEMO_COMPRESSOR = Path(__file__).resolve().parent.parent / "weights" / "demo_compressor.safetensors"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Files of the transformer, of the VAE and of the compressor ("": the demo's own), and where they run."""
+
+    model: str = ""
+    vae: str = ""
+    compressor: str = ""
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Models:
+    """What `load` makes of `Sources`, on one device."""
+
+    wan: CausalWan
+    vae: WanVAE
+    trained: CompressorChoice
+
+    def choice(self, wanted: str) -> CompressorChoice | None:
+        """What a policy's compressor is here."""
+        return {"trained": self.trained, "lr": TRAINING_FREE, "none": None}[wanted]
+
+    def compressor(self, wanted: str, block_frames: int) -> Compressor | None:
+        """Raises PackForcingError when the compressor was made for another model."""
+        choice = self.choice(wanted)
+        return choice and choice.build(block_frames, self.wan.shape.dim, self.wan.device)
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """A hash of each part's weights; "" for a compressor without any."""
+        return {
+            "model": digest(self.wan.tree.state_dict()),
+            "vae": digest(self.vae.state_dict()),
+            "compressor": digest(self.trained.state_dict or {}),
+        }
+
+
+def load(sources: Sources) -> Models:
+    """Raises PackForcingError for a file that is missing, damaged or another kind of weights, and for a device that
+    cannot be used here."""
+    device = usable_device(sources.device)
+    # On a CPU, the VAE would take most of a run's time in float32; bfloat16 changes frames by 0.2 of 255 levels.
+    dtypes = {"model": torch.float32, "vae": torch.bfloat16}
+    tree = load_tree(sources.model) if sources.model else build_tree(SIZES["tiny"], demo_transformer())
+    vae = load_vae(read_state_dict(sources.vae)[0] if sources.vae else demo_vae(), dtypes["vae"], device)
+    wan = CausalWan(tree.to(device, dtypes["model"]), dtype=dtypes["model"], device=device)
+    return Models(wan, vae, compressor_choice(sources))
+
+
+def compressor_choice(sources: Sources) -> CompressorChoice:
+    """The compressor of a file; else the demo model's trained one, if there is one; else the training-free one."""
+    if sources.compressor:
+        return CompressorChoice(Path(sources.compressor).name, *load_compressor(sources.compressor))
+    if not sources.model and DEMO_COMPRESSOR.is_file():  # trained with the demo's transformer, and fits no other
+        return CompressorChoice(DEMO_COMPRESSOR.name, *load_compressor(DEMO_COMPRESSOR))
+    return TRAINING_FREE
+
+
+def digest(state_dict: Mapping[str, Tensor]) -> str:
+    """A short hash of names, shapes and values; "" for an empty state dict."""
+    if not state_dict:
+        return ""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(state_dict.items()):
+        sha.update(f"{name} {list(tensor.shape)}".encode())
+        sha.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    return sha.hexdigest()[:16]

@@ -1,0 +1,51 @@
+"""Quality over time, as a picture. matplotlib is imported only when one is drawn."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from .runs import MEASURES
+
+COLUMNS = 3  # of panels
+COLOURS = 10  # in matplotlib's cycle
+
+
+def quality_over_time(summary: dict[str, Any], path: str | Path) -> None:
+    """One panel a measure over the duration, one line a policy, bars for standard errors, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = -(-len(MEASURES) // COLUMNS)
+    # A figure of its own, not pyplot's: no state is left behind and no window system is asked for.
+    figure = Figure(figsize=(4.6 * COLUMNS, 3.0 * rows + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, measure in enumerate(MEASURES, 1):
+        panel = figure.add_subplot(rows, COLUMNS, number)
+        for line, (policy, by_duration) in enumerate(summary.items()):
+            style = ("-", "--", ":")[line // COLOURS % 3]
+            x, means, errors = points(by_duration, measure)
+            panel.errorbar(x, means, errors, fmt=f"o{style}", ms=3, linewidth=1.2, capsize=2, label=policy)
+        panel.set_title(measure.replace("_", " "), fontsize=10)
+        panel.set_xlabel("seconds of video", fontsize=8)
+        panel.grid(alpha=0.3)
+        panel.set_xticks([float(key) for key in next(iter(summary.values()))])
+        if "drift" not in measure:  # all others are shares, or ratios: not below zero, and small is not nothing
+            panel.set_ylim(bottom=0)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=8)
+    part = Path(path).with_suffix(".part.png")
+    figure.savefig(part, dpi=110)
+    os.replace(part, path)  # a viewer never sees half a picture
+
+
+def points(by_duration: dict[str, Any], measure: str) -> tuple[list[float], list[float], list[float]]:
+    """Durations at which a measure is defined, its means there, and their standard errors (0 where unknown)."""
+    found = [(float(key), each[measure]) for key, each in by_duration.items() if each is not None]
+    found = [(seconds, each) for seconds, each in found if each["mean"] is not None]
+    return (
+        [seconds for seconds, _ in found],
+        [each["mean"] for _, each in found],
+        [each["standard_error"] or 0.0 for _, each in found],
+    )

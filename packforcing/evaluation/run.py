@@ -1,0 +1,299 @@
+"""`evaluate`: cache policies on the same prompts and seeds, measured from pixels.
+
+Each finished run is added to FOLDER/runs.jsonl at once; an evaluation that is started again takes from there what was
+made with the same weights and settings. Results do not depend on `--jobs`: every process uses as many threads as one
+alone would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..config import FrameSize
+from ..errors import PackForcingError
+from ..sampler import Sampling
+from ..schedule import UPDATES
+from ..training.plots import available
+from .models import Models, Sources, load
+from .plots import quality_over_time
+from .policies import POLICIES, policy
+from .runs import (
+    BLOCK_FRAMES,
+    Result,
+    Run,
+    Settings,
+    add_result,
+    blocks,
+    fingerprint,
+    make,
+    read_results,
+)
+from .summary import costs, notes, summarise, table
+
+RESULTS, SUMMARY, TABLE, PLOT = "runs.jsonl", "evaluation.json", "table.md", "quality.png"
+
+Tell = Callable[[str], None]
+
+# --- options ---------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `evaluate`."""
+    parser.add_argument(
+        "--policies",
+        default=",".join(POLICIES),
+        help=f"with commas between: {', '.join(POLICIES)}, sink-N, range-N (latent frames)",
+    )
+    parser.add_argument("--seconds", default="5,30,60,120", help="durations of video, with commas between")
+    parser.add_argument("--full-seconds", type=float, default=30.0, help="the longest duration of the policy full")
+    parser.add_argument("--prompts", type=int, default=4, help="how many captions of held-out scenes")
+    parser.add_argument("--seeds", type=int, default=1, help="how many seeds, from 0")
+    parser.add_argument("--size", default="128x128", help="WIDTHxHEIGHT in pixels, multiples of 16")
+    parser.add_argument(
+        "--model", default="", help="a transformer trained with the demo's text encoder; default: the demo"
+    )
+    parser.add_argument("--vae", default="", help="a Wan 2.1 VAE's file; default: the demo's")
+    parser.add_argument("--compressor", default="", help="default: the demo's, if trained, else training-free")
+    parser.add_argument("--steps", type=int, default=Sampling.steps, help="denoising steps a block")
+    parser.add_argument("--shift", type=float, default=Sampling.shift, help="flow shift")
+    parser.add_argument("--update", default=Sampling.update, choices=UPDATES)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that make videos at the same time")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
+    parser.add_argument("--output", default="out/evaluate", help="folder of results; an earlier evaluation goes on")
+    parser.add_argument("--json", nargs="?", const="-", help="print JSON, or write it to a file; FOLDER has it anyway")
+    parser.set_defaults(run=run)
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """Raises PackForcingError for anything that cannot be evaluated."""
+    for name in ("jobs", "threads"):
+        if getattr(options, name) < 1:
+            raise PackForcingError(f"--{name} must be at least 1, but it is {getattr(options, name)}.")
+    return Settings(
+        policies=tuple(policy(name) for name in unique(options.policies)),
+        seconds=durations(options.seconds),
+        full_seconds=options.full_seconds,
+        prompts=options.prompts,
+        seeds=options.seeds,
+        size=frame_size(options.size),
+        sampling=Sampling(0, options.steps, options.shift, options.update),
+        sources=Sources(options.model, options.vae, options.compressor, options.device),
+    )
+
+
+def unique(text: str) -> list[str]:
+    """Names with commas between, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def durations(text: str) -> tuple[float, ...]:
+    """Durations with commas between, shortest first. Raises PackForcingError for what is no number."""
+    try:
+        return tuple(sorted({float(each) for each in unique(text)}))
+    except ValueError:
+        raise PackForcingError(f"--seconds takes numbers with commas between, such as 5,30,60, not '{text}'.") from None
+
+
+def frame_size(text: str) -> FrameSize:
+    """Raises PackForcingError for what is no size."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise PackForcingError(f"--size takes a width and a height, such as 128x128, not '{text}'.")
+    return FrameSize(int(width), int(height))
+
+
+# --- many runs -------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _loaded(sources: Sources) -> Models:
+    """The models of a worker process, which lives as long as one evaluation."""
+    return load(sources)
+
+
+def _start_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # Ctrl-C reaches all processes; the first one says what there is to say
+
+
+def _in_worker(one: Run, settings: Settings) -> Result:
+    return make(one, settings, _loaded(settings.sources))
+
+
+def made(runs: Sequence[Run], settings: Settings, models: Models, jobs: int, threads: int) -> Iterator[Result]:
+    """Results as they come, from this process or from several others. Raises PackForcingError when one dies."""
+    if jobs == 1:
+        torch.set_num_threads(threads)
+        yield from (make(one, settings, models) for one in runs)
+        return
+    context = get_context("spawn")  # a forked process cannot use CUDA, nor count on torch's threads
+    with ProcessPoolExecutor(jobs, context, _start_worker, (threads,)) as pool:
+        try:
+            for future in as_completed([pool.submit(_in_worker, one, settings) for one in runs]):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise PackForcingError(
+                "One of the processes that make videos died, perhaps for want of memory: finished runs are kept, so "
+                "start again with fewer --jobs."
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after a mistake, what has not begun never does
+
+
+def evaluate(settings: Settings, models: Models, folder: Path, jobs: int, threads: int, tell: Tell) -> list[Result]:
+    """All results of an evaluation, in the order of its runs; what the folder does not have yet is made and added."""
+    runs = settings.runs()
+    found = stored(runs, settings, models, folder)
+    missing = {one.key: one for one in runs if one.key not in found}
+    tell(f"{len(runs)} runs, {len(found)} of them done before")
+    for result in made(list(missing.values()), settings, models, jobs, threads):
+        add_result(folder / RESULTS, result)
+        found[result.key] = result
+        del missing[result.key]
+        left = time_left(list(found.values()), list(missing.values()), jobs)
+        tell(
+            f"{len(found)} of {len(runs)}: {result.policy}, seed {result.seed}, {result.video_seconds:g} s in "
+            f"{result.elapsed:.1f} s, {readable_seconds(left)} left ({result.prompt})"
+        )
+    return [found[one.key] for one in runs]
+
+
+def stored(runs: Sequence[Run], settings: Settings, models: Models, folder: Path) -> dict[tuple[str, str, int], Result]:
+    """Results that the folder has of these runs, under the same weights and settings, by their keys."""
+    results = read_results(folder / RESULTS)
+    found = {}
+    for one in runs:
+        mine = fingerprint(one, settings, models)
+        fitting = [result for result in results if result.covers(one, mine)]
+        if fitting:
+            found[one.key] = fitting[-1]
+    return found
+
+
+def time_left(results: Sequence[Result], missing: Sequence[Run], jobs: int) -> float:
+    """Seconds until all missing runs are done, if they take as long a second of video as those of their policy."""
+    rates = costs(results)
+    usual = fmean(rates.values())
+    return sum(rates.get(one.policy.name, usual) * max(one.seconds) for one in missing) / jobs
+
+
+def readable_seconds(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+# --- the command -----------------------------------------------------------------------------------------------
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluates, writes table, plot and JSON, and prints the table (or the JSON)."""
+    settings = settings_of(options)
+    models = load(settings.sources)
+    for each in settings.policies:
+        models.compressor(each.compressor, BLOCK_FRAMES)  # one that does not fit is told before anything runs
+    check_writable(options.json)
+    folder = output_folder(options.output)
+
+    results = evaluate(settings, models, folder, options.jobs, options.threads, tell_progress)
+    summary = summarise(settings, results)
+    text = table(summary, notes(settings, trained=models.trained.state_dict is not None))
+    report = {
+        "settings": described(settings, models, options),
+        "versions": versions(),
+        "policies": summary,
+        "cost": {"seconds_a_video_second": costs(results), "threads": options.threads},
+    }
+    (folder / TABLE).write_text(text)
+    line = json.dumps(report, allow_nan=False)
+    for path in (folder / SUMMARY, *([Path(options.json)] if options.json not in (None, "-") else [])):
+        path.write_text(line + "\n")
+    if available():
+        quality_over_time(summary, folder / PLOT)
+    else:
+        tell_progress("matplotlib is not installed, so there is no plot: `pip install matplotlib` and start again")
+    print(line if options.json == "-" else text)
+
+
+def described(settings: Settings, models: Models, options: argparse.Namespace) -> dict[str, Any]:
+    """The settings as JSON: all that the numbers depend on."""
+    longest = blocks(max(settings.seconds))
+    chosen = {each.name: models.choice(each.compressor) for each in settings.policies}
+    return {
+        "policies": {
+            each.name: {
+                "description": each.description,
+                "compressor": chosen[each.name].name if chosen[each.name] else None,
+                "cache": asdict(each.config(blocks(max(settings.durations(each), default=0) or longest))),
+            }
+            for each in settings.policies
+        },
+        "seconds": list(settings.seconds),
+        "full_seconds": settings.full_seconds,
+        "prompts": list(dict.fromkeys(one.prompt for one in settings.runs())),
+        "seeds": settings.seeds,
+        "size": asdict(settings.size),
+        "block_frames": BLOCK_FRAMES,
+        "sampling": {key: value for key, value in asdict(settings.sampling).items() if key != "seed"},
+        "sources": {key: value or "demo" for key, value in asdict(settings.sources).items()},
+        "weights": models.digests,
+        "jobs": options.jobs,
+        "threads": options.threads,
+    }
+
+
+def versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+    }
+
+
+def output_folder(path: str) -> Path:
+    """The folder, made if it is missing. Raises PackForcingError when nothing can be written there."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RESULTS).touch()
+    except OSError as error:
+        raise PackForcingError(
+            f"Results cannot be written to {folder} ({error.strerror}): choose another --output."
+        ) from None
+    return folder
+
+
+def check_writable(path: str | None) -> None:
+    """Raises PackForcingError when the JSON file, which is written at the end, will have no folder."""
+    if path not in (None, "-") and not Path(path).parent.is_dir():
+        raise PackForcingError(
+            f"The results cannot be written to {path}: the folder {Path(path).parent} does not exist, create it first."
+        )
+
+
+def tell_progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

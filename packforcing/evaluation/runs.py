@@ -1,0 +1,243 @@
+"""Single runs: one policy, one prompt, one seed; what is measured of each, and the file that keeps it.
+
+A model is causal and a block's noise follows from the seed and the block's number alone, so a longer video begins with
+the shorter one: one run at the longest duration measures all shorter ones, on its prefixes.
+
+Runs are made one at a time (`LongVideo` could make several at once): mid blocks are selected for a whole batch, so
+videos that are made together would choose each other's history.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..config import CacheConfig, FrameSize, Layout, Length, default_temporal_stride
+from ..errors import PackForcingError
+from ..pixels import to_uint8
+from ..sampler import LongVideo, Sampling
+from ..text import encode_prompt
+from ..training.world import FPS, evaluation_prompts
+from .metrics import FIRST_SECONDS, evaluate_video
+from .models import Models, Sources
+from .policies import Policy
+
+MEASUREMENT = 1  # raised whenever results of an older version of this code are no longer comparable
+BLOCK_FRAMES = CacheConfig().block_frames
+MOST_PROMPTS = 256  # the world has more held-out combinations, but not without end
+
+LATE = (
+    "attribute_accuracy",
+    "drift",
+    "background_stability",
+    "cleanliness",
+    "saturation_drift",
+    "dynamic_degree",
+    "moving",
+    "border_jump",
+)
+MEASURES = (*LATE, "revisit_similarity")
+
+Measures = dict[str, float | None]  # None: not defined in this video
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is evaluated. Raises PackForcingError when that is nothing, or not possible.
+
+    Attributes:
+        seconds: durations at which videos are measured; each run is as long as the longest.
+        full_seconds: the longest duration of policies that keep everything, whose cost grows with the video.
+        prompts: how many of the world's held-out captions.
+        seeds: how many seeds, from 0.
+        sampling: how blocks are denoised; its seed is not used.
+    """
+
+    policies: tuple[Policy, ...]
+    seconds: tuple[float, ...]
+    full_seconds: float = 30.0
+    prompts: int = 4
+    seeds: int = 1
+    size: FrameSize = field(default_factory=lambda: FrameSize(128, 128))
+    sampling: Sampling = field(default_factory=Sampling)
+    sources: Sources = field(default_factory=Sources)
+
+    def __post_init__(self) -> None:
+        for what, found in (("policy", self.policies), ("duration", self.seconds)):
+            if not found:
+                raise PackForcingError(f"An evaluation needs at least one {what}, but none is given.")
+        for what, count in (("prompts", self.prompts), ("seeds", self.seeds)):
+            if count < 1:
+                raise PackForcingError(f"An evaluation needs at least one of its {what}, but {count} are asked for.")
+        if self.prompts > MOST_PROMPTS:
+            raise PackForcingError(
+                f"There are {MOST_PROMPTS} prompts to choose from, but {self.prompts} are asked for."
+            )
+        for seconds in (*self.seconds, self.full_seconds):
+            blocks(seconds)  # checks it
+        for policy in self.policies:
+            Layout(policy.config(blocks=1), self.size, default_temporal_stride(BLOCK_FRAMES))
+
+    def durations(self, policy: Policy) -> tuple[float, ...]:
+        """The durations at which a policy is measured; none when all are too long for it."""
+        longest = self.full_seconds if policy.keeps_everything else math.inf
+        return tuple(seconds for seconds in self.seconds if seconds <= longest)
+
+    def runs(self) -> list[Run]:
+        """All runs. Policies take turns, so that what is done at any time compares them on the same videos."""
+        return [
+            Run(policy, prompt, seed, self.durations(policy))
+            for seed in range(self.seeds)
+            for prompt in evaluation_prompts(self.prompts)
+            for policy in self.policies
+            if self.durations(policy)
+        ]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One video to be made and measured."""
+
+    policy: Policy
+    prompt: str
+    seed: int
+    seconds: tuple[float, ...]
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What tells it from the other runs of an evaluation."""
+        return self.policy.name, self.prompt, self.seed
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run that is done: its measures by duration, and the seconds that it took."""
+
+    policy: str
+    prompt: str
+    seed: int
+    fingerprint: str
+    elapsed: float
+    measures: dict[str, Measures]
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Its run's."""
+        return self.policy, self.prompt, self.seed
+
+    @property
+    def video_seconds(self) -> float:
+        """The longest duration."""
+        return max(float(key) for key in self.measures)
+
+    def covers(self, run: Run, fingerprint: str) -> bool:
+        """Whether this is the run's result, at all of its durations."""
+        same = (self.key, self.fingerprint) == (run.key, fingerprint)
+        return same and all(duration_key(seconds) in self.measures for seconds in run.seconds)
+
+
+def duration_key(seconds: float) -> str:
+    """A duration as results name it: "5", "7.5"."""
+    return f"{seconds:g}"
+
+
+def length(seconds: float) -> Length:
+    return Length(seconds, FPS, BLOCK_FRAMES)
+
+
+def blocks(seconds: float) -> int:
+    """Blocks of a video. Raises PackForcingError when it is not longer than 0 s, or too long."""
+    return length(seconds).blocks
+
+
+def fingerprint(run: Run, settings: Settings, models: Models) -> str:
+    """What a result depends on besides its policy's name, prompt and seed: two runs of one fingerprint are the same."""
+    choice = models.choice(run.policy.compressor)
+    facts = {
+        "measurement": MEASUREMENT,
+        "model": models.digests["model"],
+        "vae": models.digests["vae"],
+        "compressor": models.digests["compressor"] if choice is models.trained else "",
+        "stride": choice and choice.temporal_stride(BLOCK_FRAMES),
+        "changes": dict(run.policy.changes),
+        "sampling": asdict(replace(settings.sampling, seed=run.seed)),
+        "size": asdict(settings.size),
+        "device": models.wan.device.type,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# --- one run ---------------------------------------------------------------------------------------------------
+
+
+def make(run: Run, settings: Settings, models: Models) -> Result:
+    """Makes a video and measures its prefixes. Raises PackForcingError when it cannot be made."""
+    start = time.perf_counter()
+    video = make_video(run, settings, models)
+    measures = {duration_key(s): measure(video, run.prompt, s) for s in run.seconds}
+    elapsed = time.perf_counter() - start
+    return Result(run.policy.name, run.prompt, run.seed, fingerprint(run, settings, models), elapsed, measures)
+
+
+def make_video(run: Run, settings: Settings, models: Models) -> np.ndarray:
+    """The run's frames at its longest duration, uint8 [F, H, W, 3]."""
+    count = blocks(max(run.seconds))
+    compressor = models.compressor(run.policy.compressor, BLOCK_FRAMES)
+    stride = compressor.temporal_stride if compressor else default_temporal_stride(BLOCK_FRAMES)
+    video = LongVideo(
+        models.wan,
+        models.wan.embed_text(encode_prompt(run.prompt)),
+        Layout(run.policy.config(count), settings.size, stride),
+        replace(settings.sampling, seed=run.seed),
+        compressor,
+        models.vae,
+        fps=FPS,
+    )
+    return np.concatenate([to_uint8(block.frames[0]).cpu().numpy() for block in video.blocks(count)])
+
+
+def measure(video: np.ndarray, prompt: str, seconds: float) -> Measures:
+    """Measures of a video's first `seconds` (rounded up to whole blocks), as if it ended there.
+
+    Of its last 5 s, except for `revisit_similarity`, which is the whole's: that few seconds may show nothing again.
+    """
+    part = video[: length(seconds).video_frames]
+    end = len(part) / FPS
+    late, whole = evaluate_video(
+        part, prompt, BLOCK_FRAMES, FPS, windows=[(max(0.0, end - FIRST_SECONDS), end), (0.0, end)]
+    )["windows"]
+    found = {name: late[name] for name in LATE} | {"revisit_similarity": whole["revisit_similarity"]}
+    return {name: None if math.isnan(value) else float(value) for name, value in found.items()}
+
+
+# --- the file of results ---------------------------------------------------------------------------------------
+
+
+def read_results(path: Path) -> list[Result]:
+    """All results of a file of JSON lines; none when there is no file. A line that was cut off is passed over."""
+    return list(_parsed(path.read_text().splitlines())) if path.is_file() else []
+
+
+def _parsed(lines: Sequence[str]) -> Iterator[Result]:
+    for line in lines:
+        try:
+            yield Result(**json.loads(line))
+        except (ValueError, TypeError):  # the process was killed while it wrote
+            continue
+
+
+def add_result(path: Path, result: Result) -> None:
+    """Appends a result, on a line of its own even where the line before was cut off."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, 2)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write((json.dumps(asdict(result)) + "\n").encode())

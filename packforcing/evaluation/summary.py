@@ -1,0 +1,103 @@
+"""What results say together: statistics over prompts and seeds, as JSON and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from statistics import fmean, stdev
+from typing import Any
+
+from .runs import MEASURES, Result, Settings, duration_key
+
+Statistics = dict[str, float | int | None]
+
+NONE = "–"
+
+
+def statistics(values: Sequence[float | None]) -> Statistics:
+    """Mean, standard deviation ("spread") and standard error of the values that are defined, and their number.
+
+    What cannot be said is None: all of it without values, spread and standard error with one.
+    """
+    found = [value for value in values if value is not None]
+    spread = stdev(found) if len(found) > 1 else None
+    return {
+        "mean": fmean(found) if found else None,
+        "spread": spread,
+        "standard_error": None if spread is None else spread / sqrt(len(found)),
+        "n": len(found),
+    }
+
+
+def summarise(settings: Settings, results: Sequence[Result]) -> dict[str, dict[str, dict[str, Statistics] | None]]:
+    """Statistics by policy, duration and measure; None for a duration that a policy was not run for."""
+    summary: dict[str, dict[str, dict[str, Statistics] | None]] = {}
+    for policy in settings.policies:
+        own = [result for result in results if result.policy == policy.name]
+        summary[policy.name] = {}
+        for seconds in settings.seconds:
+            key = duration_key(seconds)
+            measured = [result.measures[key] for result in own if key in result.measures]
+            ran = seconds in settings.durations(policy)
+            summary[policy.name][key] = (
+                {name: statistics([each[name] for each in measured]) for name in MEASURES} if ran else None
+            )
+    return summary
+
+
+def costs(results: Sequence[Result]) -> dict[str, float]:
+    """By policy, the seconds of work that a second of video took."""
+    names = dict.fromkeys(result.policy for result in results)
+    return {
+        name: sum(r.elapsed for r in results if r.policy == name)
+        / sum(r.video_seconds for r in results if r.policy == name)
+        for name in names
+    }
+
+
+def notes(settings: Settings, trained: bool) -> list[str]:
+    """What a reader of the table must know."""
+    found = []
+    left_out = [p.name for p in settings.policies if len(settings.durations(p)) < len(settings.seconds)]
+    if left_out:
+        found.append(
+            f"{NONE} of {', '.join(left_out)}: its cost grows with the video, and it was run for "
+            f"{settings.full_seconds:g} s at most (--full-seconds)."
+        )
+    if not trained and any(policy.compressor == "trained" for policy in settings.policies):
+        found.append("No trained compressor was given: all policies with mid blocks use the training-free one.")
+    return found
+
+
+def table(summary: dict[str, Any], remarks: Sequence[str]) -> str:
+    """A Markdown table for each duration: policies down, measures across, means ± standard errors."""
+    durations = list(next(iter(summary.values())))
+    parts = [
+        "Means ± standard errors over prompts and seeds. Revisit similarity is the whole video's, all else is measured "
+        "in its last 5 s; drift is the loss of attribute accuracy since the first 5 s. Means are over the videos in "
+        "which a measure is defined; n counts all."
+    ]
+    for key in durations:
+        head = ["policy", *(name.replace("_", " ") for name in MEASURES), "n"]
+        lines = [f"## {key} s", "", _row(head), _row(["---", *["---:"] * (len(head) - 1)])]
+        lines += [_row(_cells(name, summary[name][key])) for name in summary]
+        parts.append("\n".join(lines))
+    parts += remarks
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cells(name: str, measured: dict[str, Statistics] | None) -> list[str]:
+    if measured is None:
+        return [name, *[NONE] * (len(MEASURES) + 1)]
+    return [name, *(_cell(measured[measure]) for measure in MEASURES), str(measured[MEASURES[0]]["n"])]
+
+
+def _cell(found: Statistics) -> str:
+    if found["mean"] is None:
+        return NONE
+    error = found["standard_error"]
+    return f"{found['mean']:.3f}" if error is None else f"{found['mean']:.3f} ± {error:.3f}"
