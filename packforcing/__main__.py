@@ -1,4 +1,4 @@
-"""The command line: python -m packforcing plan | generate | bench | train vae."""
+"""The command line: python -m packforcing plan | generate | bench | evaluate | train."""
 
 from __future__ import annotations
 
