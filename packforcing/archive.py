@@ -6,6 +6,8 @@ the block is selected, so they may lie in host memory, and device memory is boun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -70,7 +72,8 @@ class Archive:
             raise IndexError("the archive is empty")
         return self._key_sums[:blocks, layer]
 
-    def read(self, block: int, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, N_c, H, D] of one block at one layer, where they lie (device or host)."""
-        keys, values = self._entries[block][layer]
+    def read(self, blocks: Sequence[int], layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, len(blocks) * N_c, H, D] of some blocks at one layer, in this order, on the device."""
+        entries = [self._entries[block][layer].to(self.device, non_blocking=True) for block in blocks]
+        keys, values = (torch.cat(tensors, dim=1) for tensors in zip(*entries, strict=True))
         return keys, values

@@ -16,8 +16,25 @@ from torch import Tensor
 from .archive import Archive
 from .config import Layout, ModelShape
 from .positions import Anchors, anchors, mid_anchors
-from .rope import Rotation, block_positions, centres, grid_positions, rotate, rotate_, rotation, temporal_rotation
+from .rope import (
+    Rotation,
+    block_positions,
+    centres,
+    grid_positions,
+    joined,
+    rotate,
+    rotate_,
+    rotation,
+    temporal_rotation,
+)
 from .selection import affinity, sampled_queries, scored_heads, token_sum, top_k
+
+
+def runs(numbers: list[int]) -> list[tuple[int, int]]:
+    """First and last of each run of neighbouring numbers: [0, 1, 2, 5] -> [(0, 2), (5, 5)]."""
+    firsts = [n for i, n in enumerate(numbers) if i == 0 or numbers[i - 1] != n - 1]
+    lasts = [n for i, n in enumerate(numbers) if i == len(numbers) - 1 or numbers[i + 1] != n + 1]
+    return list(zip(firsts, lasts, strict=True))
 
 
 class Cache:
@@ -191,26 +208,36 @@ class Cache:
 
     def _fill_mid_slots(self, layer: int, chosen: list[int]) -> None:
         """Copies chosen blocks into the slots that do not hold them yet, and rotates their keys into place."""
-        size = self.layout.compressed_tokens_per_block
         places = mid_anchors(self.config, self.anchors, chosen)
-        for slot, (block, anchor) in enumerate(zip(chosen, places, strict=True)):
-            content = (block, anchor, self.anchors.mid_scale)
-            if self._mid_content[layer][slot] == content:
-                continue
-            if anchor not in self._mid_rotations:  # without RoPE adjustment only the choice says where blocks stand
-                self._mid_rotations[anchor] = self._mid_rotation(anchor)
+        contents = [(block, anchor, self.anchors.mid_scale) for block, anchor in zip(chosen, places, strict=True)]
+        held = self._mid_content[layer]
+        stale = [slot for slot, content in enumerate(contents) if held[slot] != content]
+        if not stale:
+            return
+        held[: len(contents)] = contents
+        self.mid_slots_written += len(stale)
+
+        # Read and rotated together: launching a few small kernels for each slot takes a GPU longer than running them.
+        keys, values = self.archive.read([chosen[slot] - self.config.sink_blocks for slot in stale], layer)
+        keys = rotate(keys, joined([self._rotation_to(places[slot]) for slot in stale]))
+        size = self.layout.compressed_tokens_per_block
+        for first, last in runs(stale):
+            source = slice(stale.index(first) * size, (stale.index(last) + 1) * size)
+            target = slice(self._mid_start + first * size, self._mid_start + (last + 1) * size)
+            self.keys[layer][:, target] = keys[:, source]
+            self.values[layer][:, target] = values[:, source]
+        for slot in stale:
             start = self._mid_start + slot * size
-            target = slice(start, start + size)
-            keys, values = self.archive.read(block - self.config.sink_blocks, layer)
-            self.keys[layer][:, target].copy_(keys, non_blocking=True)
-            self.values[layer][:, target].copy_(values, non_blocking=True)
-            rotate_(self.keys[layer][:, target], self._mid_rotations[anchor])
             self._live[layer].pop(start, None)
-            if (block, layer) in self._live_reduced:
-                keys, values = self._live_reduced[block, layer]
-                self._live[layer][start] = rotate(keys, self._mid_rotations[anchor]), values
-            self._mid_content[layer][slot] = content
-            self.mid_slots_written += 1
+            if (chosen[slot], layer) in self._live_reduced:
+                live_keys, live_values = self._live_reduced[chosen[slot], layer]
+                self._live[layer][start] = rotate(live_keys, self._rotation_to(places[slot])), live_values
+
+    def _rotation_to(self, anchor: float) -> Rotation:
+        """`_mid_rotation`, made once; without RoPE adjustment only the choice says which are needed."""
+        if anchor not in self._mid_rotations:
+            self._mid_rotations[anchor] = self._mid_rotation(anchor)
+        return self._mid_rotations[anchor]
 
     def _mid_rotation(self, anchor: float) -> Rotation:
         """From a reduced block's base position to the mid slot at `anchor`."""

@@ -7,6 +7,7 @@ fractional and no table limits the length of a video.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,11 @@ def rotation(positions: Tensor, head_dim: int, dtype: torch.dtype = torch.float3
 def temporal_rotation(offsets: Tensor, head_dim: int, dtype: torch.dtype = torch.float32) -> Rotation:
     """Rotation of tokens by temporal offsets [L], in latent frames; height and width stay as they are."""
     return _rotation(_angles(offsets, axis_dims(head_dim)[0]), dtype)
+
+
+def joined(rotations: Sequence[Rotation]) -> Rotation:
+    """The rotations of several runs of tokens, as that of all of them in this order."""
+    return Rotation(torch.cat([by.cos for by in rotations]), torch.cat([by.sin for by in rotations]))
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:

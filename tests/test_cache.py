@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from packforcing.cache import Cache
+from packforcing.cache import Cache, runs
 from packforcing.config import CacheConfig, FrameSize, Layout, ModelShape
 from packforcing.record import PARTITIONS
 
@@ -479,7 +479,7 @@ def test_bytes_are_what_the_tensors_in_use_occupy(dtype: torch.dtype, size: int)
         assert found["sink"] + found["recent"] + found["current"] + found["mid"] == sum(x.nbytes for x in attended)
 
         archived = max(0, block - 1)
-        kept = [x for b in range(archived) for layer in range(TINY.layers) for x in cache.archive.read(b, layer)]
+        kept = [x for b in range(archived) for layer in range(TINY.layers) for x in cache.archive.read([b], layer)]
         assert found["archive_host"] == sum(x.nbytes for x in kept)
         assert found["archive_device"] == 0
         sums = [cache.archive.key_sums(layer, archived) for layer in range(TINY.layers)] if archived else []
@@ -558,7 +558,7 @@ def run_asking(wanted: dict[int, list[int]], blocks: int, **changes: object) -> 
     for block in range(blocks):
         if block:
             cache.end()
-            pristine += [x.clone() for x in cache.archive.read(len(cache.archive) - 1, 0)] if block > 1 else []
+            pristine += [x.clone() for x in cache.archive.read([len(cache.archive) - 1], 0)] if block > 1 else []
         cache.begin(block)
         raw = answering(stream, block)
         queries = torch.zeros_like(raw.keys)
@@ -570,12 +570,20 @@ def run_asking(wanted: dict[int, list[int]], blocks: int, **changes: object) -> 
     return cache, pristine
 
 
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [([], []), ([3], [(3, 3)]), ([0, 1, 2], [(0, 2)]), ([0, 2, 3, 7], [(0, 0), (2, 3), (7, 7)])],
+)
+def test_neighbouring_slots_are_written_together(numbers: list[int], expected: list[tuple[int, int]]) -> None:
+    assert runs(numbers) == expected
+
+
 def test_an_unselected_block_comes_back_as_if_it_had_never_been_elsewhere() -> None:
     # Block 3 stands in the second slot, then in the first, leaves, and returns; in the other run it is chosen once.
     wandering, pristine = run_asking({5: [2, 3], 6: [3, 4], 7: [4, 5], 8: [4, 5], 9: [3, 6]}, blocks=10)
     direct, _ = run_asking({5: [1, 2], 6: [1, 2], 7: [4, 5], 8: [4, 5], 9: [3, 6]}, blocks=10)
     assert same_bits(contexts(wandering), contexts(direct))
-    kept = [x for block in range(len(wandering.archive)) for x in wandering.archive.read(block, 0)]
+    kept = [x for block in range(len(wandering.archive)) for x in wandering.archive.read([block], 0)]
     assert same_bits(kept, pristine)
 
 

@@ -292,7 +292,7 @@ def test_archived_keys_are_the_references_at_their_base_position():
     cache, reference, _ = run_both(BASE)
     for block in range(BASE.sink_blocks, MADE):
         for layer in range(LAYERS):
-            keys, values = cache.archive.read(block - BASE.sink_blocks, layer)
+            keys, values = cache.archive.read([block - BASE.sink_blocks], layer)
             expected_keys, expected_values = reference.reduced[block][layer]
             assert_close(keys, rotate(expected_keys, BASE.reduced_positions(0)), EXACT)
             assert_close(values, expected_values, EXACT)

@@ -11,6 +11,7 @@ from packforcing.rope import (
     block_positions,
     centres,
     grid_positions,
+    joined,
     rotate,
     rotate_,
     rotation,
@@ -210,3 +211,10 @@ def test_a_compressed_token_stands_at_the_centre_of_what_it_covers() -> None:
     assert centres(2, 2).tolist() == [0.5, 2.5]  # pairs of frames: t0 + 0.5
     assert centres(3, 4).tolist() == [1.5, 5.5, 9.5]  # 4r + 1.5, 4c + 1.5
     assert centres(3, 1).tolist() == [0.0, 1.0, 2.0]
+
+
+def test_joined_rotations_turn_each_run_of_tokens_by_its_own() -> None:
+    x = torch.randn(2, 7, 3, 128, dtype=torch.float64)
+    first, second = (temporal_rotation(torch.tensor(offsets), 128, torch.float64) for offsets in ([1.5] * 3, [8.0] * 4))
+    apart = torch.cat((rotate(x[:, :3], first), rotate(x[:, 3:], second)), dim=1)
+    assert torch.equal(rotate(x, joined([first, second])), apart)

@@ -46,9 +46,8 @@ class UnboundedCache(Cache):
         self.shared = 2 * self.complete_bytes > free_bytes(device)
         super().__init__(layout, replace(model, layers=1) if self.shared else model, device, dtype)
         if self.shared:
-            self.keys *= model.layers
-            self.values *= model.layers
-            self._live *= model.layers
+            for one_per_layer in (self.keys, self.values, self._live, self._mid_content):
+                one_per_layer *= model.layers
             self.model = model
 
 

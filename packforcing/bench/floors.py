@@ -25,6 +25,7 @@ from .clock import best_ms
 
 CPU_FLOP_PER_CALL = 2e10  # a CPU's rate shows on part of the rows, and all of them would take minutes
 COPIED_BYTES = {"cuda": 2**30, "cpu": 2**27}
+SQUARE = {"cuda": 8192, "cpu": 1024}  # sides of matrices large enough to reach the device's best rate
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class Rates:
 
     Attributes:
         gemm: the linear layers, in the model's dtype.
-        vae_gemm: matrix products in the VAE's dtype, which stand for its convolutions; 0 without a VAE.
+        vae_gemm: large square matrix products in the VAE's dtype, which stand for its convolutions; 0 without a VAE.
         attention, cross_attention: SDPA on the context and on the prompt.
         copy: bytes read plus bytes written a second, device to device.
         host_copy: bytes a second from pinned host memory to the device; equal to `copy` on the CPU.
@@ -181,7 +182,7 @@ def measure_rates(
     def rows(flop_per_row: int) -> int:
         return tokens if device.type == "cuda" else max(1, min(tokens, int(CPU_FLOP_PER_CALL / flop_per_row)))
 
-    def gemm(dtype: torch.dtype) -> float:
+    def gemm() -> float:
         count = rows(2 * sizes.dim * sizes.ffn_dim)
         up = torch.randn(sizes.ffn_dim, sizes.dim, device=device, dtype=dtype)
         square = torch.randn(sizes.dim, sizes.dim, device=device, dtype=dtype)
@@ -193,6 +194,11 @@ def measure_rates(
         ms += best_ms(lambda: F.linear(wide, up), device, repeats)
         ms += best_ms(lambda: F.linear(tall, down), device, repeats)
         return 1000 * _layer_linear(sizes, count, dtype.itemsize).flop / ms
+
+    def large_gemm(dtype: torch.dtype) -> float:
+        side = SQUARE[device.type]
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        return 1000 * 2 * side**3 / best_ms(lambda: a @ b, device, repeats)
 
     def attention(keys: int) -> float:
         count = rows(4 * keys * sizes.dim)
@@ -207,8 +213,8 @@ def measure_rates(
     target = torch.empty_like(source)
     copy = 2 * 1000 * source.nbytes / best_ms(lambda: target.copy_(source), device, repeats)
     return Rates(
-        gemm=gemm(dtype),
-        vae_gemm=gemm(vae_dtype) if vae_dtype is not None else 0.0,
+        gemm=gemm(),
+        vae_gemm=large_gemm(vae_dtype) if vae_dtype is not None else 0.0,
         attention=attention(context),
         cross_attention=attention(text),
         copy=copy,

@@ -56,7 +56,7 @@ def test_concatenating_gives_what_our_buffers_give(wan: CausalWan, text: TextKV)
     assert torch.allclose(video(wan, text, ours), video(wan, text, theirs), atol=1e-10)
     assert ours.selected == theirs.selected
     for block in range(len(ours.archive)):
-        for mine, other in zip(ours.archive.read(block, 2), theirs.archive.read(block, 2), strict=True):
+        for mine, other in zip(ours.archive.read([block], 2), theirs.archive.read([block], 2), strict=True):
             assert torch.allclose(mine, other, atol=1e-10)
 
 
