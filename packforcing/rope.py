@@ -69,10 +69,10 @@ def rotate(x: Tensor, by: Rotation) -> Tensor:
     Rotations compose: rotating by positions p and then by a temporal offset d equals rotating by p + (d, 0, 0).
     """
     channels = 2 * by.cos.shape[-1]
-    pairs = rearrange(x[..., :channels], "b l h (pair two) -> two b l h pair", two=2)
-    a, b = pairs.to(torch.promote_types(x.dtype, torch.float32))
-    cos, sin = by.cos[:, None], by.sin[:, None]
-    turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
+    pairs = rearrange(x[..., :channels], "b l h (pair two) -> b l h pair two", two=2)
+    # As complex numbers: one multiplication that reads and writes everything once, where real ones take six.
+    points = torch.view_as_complex(pairs.to(torch.promote_types(x.dtype, torch.float32)).contiguous())
+    turned = torch.view_as_real(points * torch.complex(by.cos, by.sin)[:, None]).flatten(-2).to(x.dtype)
     return turned if channels == x.shape[-1] else torch.cat((turned, x[..., channels:]), dim=-1)
 
 

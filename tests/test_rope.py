@@ -218,3 +218,24 @@ def test_joined_rotations_turn_each_run_of_tokens_by_its_own() -> None:
     first, second = (temporal_rotation(torch.tensor(offsets), 128, torch.float64) for offsets in ([1.5] * 3, [8.0] * 4))
     apart = torch.cat((rotate(x[:, :3], first), rotate(x[:, 3:], second)), dim=1)
     assert torch.equal(rotate(x, joined([first, second])), apart)
+
+
+@pytest.mark.parametrize("offsets_only", [False, True])
+def test_a_rotation_hands_gradients_back_rotated(offsets_only: bool) -> None:
+    by = (
+        temporal_rotation(torch.randn(5), 32, torch.float64)
+        if offsets_only
+        else rotation(torch.randn(5, 3), 32, torch.float64)
+    )
+    x = torch.randn(2, 5, 3, 32, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: rotate(x, by), (x,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_keys_are_rotated_wherever_they_lie(dtype: torch.dtype) -> None:
+    """Slices of tokens, heads and channels, and tokens that were repeated, rotate as their copies do."""
+    whole = torch.randn(2, 9, 4, 32).to(dtype)
+    for x in (whole[:, 2:7], whole[:, :5, 1:3], whole[:, ::2], whole[:, :1].expand(-1, 5, -1, -1), whole[..., :32]):
+        by = rotation(torch.randn(x.shape[1], 3), 32)
+        assert torch.allclose(rotate(x, by), rotate(x.contiguous(), by), rtol=1e-5, atol=1e-6)
+        assert rotate(x, by).dtype == dtype
