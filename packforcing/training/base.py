@@ -32,6 +32,7 @@ from ..cache import Cache
 from ..checkpoints import read_state_dict
 from ..config import CacheConfig, FrameSize, Layout
 from ..demo import demo_vae
+from ..loading import load_tree
 from ..text import encode_prompt
 from ..tree import SIZES, WanSizes, WanTree, build_tree, random_state_dict
 from ..vae import load_vae
@@ -42,6 +43,7 @@ from .clips import ClipSet, LatentClips, prepare
 from .loop import Learner, Micro, Outcome, train
 from .optimizers import muon_and_adamw
 from .vae import channels_last
+from .world import FRAME
 
 BLOCK_FRAMES = 4
 
@@ -54,9 +56,10 @@ class History:
     recent_frames: int
     top_k: int
     share: float
+    block_frames: int = BLOCK_FRAMES
 
     def config(self) -> CacheConfig:
-        return CacheConfig(BLOCK_FRAMES, self.sink_frames, self.recent_frames, self.top_k)
+        return CacheConfig(self.block_frames, self.sink_frames, self.recent_frames, self.top_k)
 
 
 HISTORIES = (
@@ -65,6 +68,11 @@ HISTORIES = (
     History(sink_frames=4, recent_frames=4, top_k=16, share=0.25),  # reduced blocks between
     History(sink_frames=0, recent_frames=4, top_k=16, share=0.15),
 )
+
+
+def bidirectional(latent_frames: int) -> tuple[History, ...]:
+    """The whole clip as one block, all of whose frames see each other: what a teacher for DMD is trained with."""
+    return (History(sink_frames=0, recent_frames=0, top_k=0, share=1.0, block_frames=latent_frames),)
 
 
 @dataclass(frozen=True)
@@ -133,11 +141,14 @@ class BaseTrainer:
         held_out: int = 32,
         device: torch.device | str = "cpu",
         cache_dtype: torch.dtype = torch.float32,
-        seed_of_weights: int = 0,
+        start: str | int = 0,
+        histories: Sequence[History] = HISTORIES,
     ) -> None:
         self.device = torch.device(device)
         self.options = options
         self.clips = clips
+        self.histories = histories
+        self.block_frames = histories[0].block_frames
         self.held_out = held_out  # of the set's clips, the last, for the log
         self.cache_dtype = cache_dtype
         self.tree = tree.requires_grad_(True).to(self.device)
@@ -145,19 +156,19 @@ class BaseTrainer:
         optimizer = muon_and_adamw(tree, tree.blocks.parameters(), options.rate, options.betas, options.weight_decay)
         self.learners = {"base": Learner(self.tree, optimizer, options.ema)}
         self.size = FrameSize(clips.clips.size, clips.clips.size)
-        self._seed_of_weights = seed_of_weights
+        self._start = start
 
     def describe(self) -> Mapping[str, Any]:
         clips = self.clips.clips
-        histories = [[h.sink_frames, h.recent_frames, h.top_k, h.share] for h in HISTORIES]
-        return {**vars(self.options), "clips": vars(clips), "histories": histories, "weights": self._seed_of_weights}
+        histories = [[h.sink_frames, h.recent_frames, h.top_k, h.share] for h in self.histories]
+        return {**vars(self.options), "clips": vars(clips), "histories": histories, "weights": self._start}
 
     def turns(self, step: int) -> Sequence[str]:
         return ("base",)
 
     def batch(self, micro: Micro) -> Batch:
-        odds = np.array([history.share for history in HISTORIES])
-        history = HISTORIES[np.random.default_rng(micro.step_seed()).choice(len(odds), p=odds / odds.sum())]
+        odds = np.array([history.share for history in self.histories])
+        history = self.histories[np.random.default_rng(micro.step_seed()).choice(len(odds), p=odds / odds.sum())]
         return self._batch([self._sample(seed) for seed in micro.seeds()], history)
 
     def _sample(self, seed: int, number: int | None = None) -> tuple[Any, ...]:
@@ -166,11 +177,11 @@ class BaseTrainer:
         drawn = int(rng.integers(len(self.clips) - self.held_out))
         latents, reduced, caption = self.clips[drawn if number is None else number]
         generator = torch.Generator().manual_seed(seed)
-        blocks = len(reduced)
+        blocks = latents.shape[1] // self.block_frames
         denoised = blocks + self.options.first_again
         frames, *rest = latents.transpose(0, 1).shape
-        noise = torch.randn((BLOCK_FRAMES * denoised + frames, *rest), generator=generator).transpose(0, 1)
-        noise = noise.split((BLOCK_FRAMES * denoised, frames), dim=1)
+        noise = torch.randn((self.block_frames * denoised + frames, *rest), generator=generator).transpose(0, 1)
+        noise = noise.split((self.block_frames * denoised, frames), dim=1)
         levels = torch.from_numpy(noise_levels(rng, denoised, self.options.shift)).float()
         history = self.options.history_noise * rng.random(blocks) * (rng.random(blocks) >= self.options.clean_history)
         return latents, reduced, caption, *noise, levels, torch.from_numpy(history).float()
@@ -197,10 +208,11 @@ class BaseTrainer:
         layout = Layout(config, self.size, self.clips.clips.temporal_stride)
         cache = Cache(layout, self.wan.shape, self.device, self.cache_dtype, batch=len(batch.latents))
         text = self.wan.embed_text(batch.context)
-        denoised = zip(batch.noise.split(BLOCK_FRAMES, dim=2), batch.sigma.unbind(dim=1), strict=True)
-        blocks = batch.latents.split(BLOCK_FRAMES, dim=2)
+        frames = self.block_frames
+        denoised = zip(batch.noise.split(frames, dim=2), batch.sigma.unbind(dim=1), strict=True)
+        blocks = batch.latents.split(frames, dim=2)
         errors = []
-        for i, (x0, other_noise) in enumerate(zip(blocks, batch.history_noise.split(BLOCK_FRAMES, dim=2), strict=True)):
+        for i, (x0, other_noise) in enumerate(zip(blocks, batch.history_noise.split(frames, dim=2), strict=True)):
             cache.begin(i)
             for noise, sigma in islice(denoised, 1 if i else 1 + self.options.first_again):
                 velocity = self.wan.denoise(torch.lerp(x0, noise, spread(sigma, x0)), sigma, text, cache)
@@ -219,7 +231,7 @@ class BaseTrainer:
             losses = []
             for first in range(len(self.clips) - self.held_out, len(self.clips), 8):
                 numbers = range(first, min(first + 8, len(self.clips)))
-                batch = self._batch([self._sample(number, number) for number in numbers], HISTORIES[0])
+                batch = self._batch([self._sample(number, number) for number in numbers], self.histories[0])
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cache_dtype == torch.bfloat16):
                     losses.append(self.errors(batch).mean(dim=0))
         return {"held_out": torch.cat(losses).mean().item()}
@@ -237,6 +249,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `train base`."""
     common.add_run_arguments(parser, "base", steps=6000, batch=4, rate=BaseOptions.rate, warmup=200)
     parser.add_argument("--clips", type=int, default=2048, help="of the training set")
+    parser.add_argument("--latent-frames", type=int, default=20, help="a clip; 20 are 5 s")
+    parser.add_argument("--size", type=int, default=FRAME, help="pixels, width and height")
     parser.add_argument("--clip-folder", help="where encoded clips are kept; default: FOLDER/clips")
     parser.add_argument("--vae", help="the VAE that encodes them, a safetensors file; default: the demo's")
     parser.add_argument("--held-out", type=int, default=32, help="clips that only measure")
@@ -245,6 +259,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--history-noise", type=float, default=BaseOptions.history_noise, help="largest, of the history"
     )
     parser.add_argument("--ema", type=float, default=BaseOptions.ema, help="of the exported weights; 0 is off")
+    parser.add_argument("--init", help="a transformer's file to begin with; default: random weights")
+    parser.add_argument("--bidirectional", action="store_true", help="train a teacher for DMD: a clip is one block")
     parser.set_defaults(run=run)
 
 
@@ -252,7 +268,7 @@ def run(options: argparse.Namespace) -> Outcome:
     """Encode the clips that are missing; train, or go on training; export what there is."""
     device = common.start(options)
     folder = Path(options.folder)
-    clips = ClipSet(options.clips)
+    clips = ClipSet(options.clips, latent_frames=options.latent_frames, size=options.size)
     clip_folder = Path(options.clip_folder or folder / "clips")
     weights = read_state_dict(options.vae)[0] if options.vae else demo_vae()
     written = prepare(clip_folder, clips, channels_last(load_vae(weights, torch.bfloat16, device)))
@@ -260,13 +276,20 @@ def run(options: argparse.Namespace) -> Outcome:
 
     sizes = SIZES["tiny"]
     trainer = BaseTrainer(
-        build_tree(sizes, initial_state_dict(sizes, options.seed)),
+        load_tree(options.init).float() if options.init else build_tree(sizes, initial_state_dict(sizes, options.seed)),
         LatentClips(clip_folder, clips),
-        BaseOptions(rate=options.rate, ema=options.ema, shift=options.shift, history_noise=options.history_noise),
+        BaseOptions(
+            rate=options.rate,
+            ema=options.ema,
+            shift=options.shift,
+            history_noise=options.history_noise,
+            first_again=0 if options.bidirectional else BaseOptions.first_again,
+        ),
         held_out=options.held_out,
         device=device,
         cache_dtype=torch.bfloat16 if options.precision == "bfloat16" else torch.float32,
-        seed_of_weights=options.seed,
+        start=options.init or options.seed,
+        histories=bidirectional(clips.latent_frames) if options.bidirectional else HISTORIES,
     )
     outcome = train(trainer, common.run_config(options))
     with trainer.learners["base"].averaged() as tree:

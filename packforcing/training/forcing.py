@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -141,15 +141,17 @@ class ForcingTrainer:
         if fsdp:
             for name in ("generator", "critic"):
                 shard(self.trees[name])
-        generator = Generator(tree, hr)
+        generator = self._optimizer([tree, hr], self.options.generator_rate)
         self.learners = {
-            "generator": Learner(generator, self._optimizer(generator, self.options.generator_rate), self.options.ema),
-            "critic": Learner(critic, self._optimizer(critic, self.options.critic_rate)),
+            "generator": Learner(Generator(tree, hr), generator, self.options.ema),
+            "critic": Learner(critic, self._optimizer([critic], self.options.critic_rate)),
         }
 
-    def _optimizer(self, module: nn.Module, rate: float) -> torch.optim.Optimizer:
+    def _optimizer(self, modules: Sequence[nn.Module], rate: float) -> torch.optim.Optimizer:
         options = self.options
-        return torch.optim.AdamW(module.parameters(), lr=rate, betas=options.betas, weight_decay=options.weight_decay)
+        # A group each: FSDP shares the trees and not the small branch, and a group must be all of one kind.
+        groups = [{"params": list(module.parameters())} for module in modules]
+        return torch.optim.AdamW(groups, lr=rate, betas=options.betas, weight_decay=options.weight_decay)
 
     def describe(self) -> Mapping[str, Any]:
         config = {k: v for k, v in asdict(self.layout.config).items() if not k.startswith("archive")}
@@ -173,7 +175,7 @@ class ForcingTrainer:
 
     def losses(self, turn: str, batch: Batch) -> dict[str, Tensor]:
         if turn == "critic":
-            with torch.no_grad():
+            with self._constant("generator"):
                 video = self.rollout(batch)
             return {"loss": self.critic_loss(video, batch)}
         return self.generator_losses(self.rollout(batch), batch)
@@ -251,7 +253,7 @@ class ForcingTrainer:
 
     def generator_losses(self, video: Tensor, batch: Batch) -> dict[str, Tensor]:
         """DMD: a loss whose gradient at the video is the normalised difference of the critic's and teacher's x0."""
-        with torch.no_grad():
+        with self._constant("critic"):
             noise = self.score_noise(batch, video)
             levels = spread(batch.sigma, video)
             x = torch.lerp(video, noise, levels)
@@ -275,11 +277,19 @@ class ForcingTrainer:
             self.options.steps - 1,
             torch.ones(2),
         )
-        with torch.no_grad(), self.learners["generator"].averaged():
+        with self.learners["generator"].averaged(), self._constant("generator"):
             video = self.rollout(batch)
         return {"video_mean": video.mean().item(), "video_std": video.std().item()}
 
     # ------------------------------------------------------------------ several processes
+
+    @contextmanager
+    def _constant(self, name: str) -> Iterator[None]:
+        """No gradients; and afterwards, under FSDP, the tree is in parts again, or its next update would be missed."""
+        with torch.no_grad():
+            yield
+        if isinstance(self.trees[name], _fsdp_module()):
+            self.trees[name].reshard()
 
     def _denoise(self, name: str, x: Tensor, sigma: float, text: TextKV, cache: Cache) -> Tensor:
         return self._call(name, lambda: self.wans[name].denoise(x, sigma, text, cache))
@@ -293,8 +303,17 @@ class ForcingTrainer:
         return self.trees[name].call(function)
 
 
+def _fsdp_module() -> tuple[type, ...]:
+    """FSDP's class, where several processes train; it takes a second to import."""
+    if not dist.is_initialized():
+        return ()
+    from torch.distributed.fsdp import FSDPModule
+
+    return (FSDPModule,)
+
+
 @contextmanager
-def frozen(tree: nn.Module, needed: bool):
+def frozen(tree: nn.Module, needed: bool) -> Iterator[None]:
     """Keeps gradients of what runs inside from a tree's weights; gradients through it still flow."""
     if not needed:
         yield

@@ -144,7 +144,7 @@ class Learner:
         """One optimizer step with the gradients that are there, which are then dropped; returns their norm."""
         _average_over_processes(self.parameters)
         # The norm is wanted even where nothing is clipped: it tells a run that has blown up.
-        norm = whole(nn.utils.clip_grad_norm_(self.parameters, clip or math.inf)).item()
+        norm = clip_gradients(self.parameters, clip or math.inf)
         if not math.isfinite(norm):
             raise FloatingPointError
         for group in self.optimizer.param_groups:
@@ -198,6 +198,19 @@ class Learner:
                     entry[name] = _laid_out(value, parameter)
         self.optimizer.load_state_dict(optimizer)
         self.updates = state["updates"]
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], largest: float) -> float:
+    """Scales gradients down to a norm of `largest` at most; returns the norm they had. FSDP's shards and whole tensors
+    may be mixed, which PyTorch's own function does not take."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    groups = [[g for g in gradients if _is_shard(g) == sharded] for sharded in (True, False)]
+    norms = [whole(nn.utils.get_total_norm(group)) for group in groups if group]
+    norm = torch.stack(norms).norm().item() if norms else 0.0
+    if norm > largest:
+        for gradient in gradients:
+            gradient.mul_(largest / norm)
+    return norm
 
 
 class Trainer(Protocol):
