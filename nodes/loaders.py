@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..packforcing.checkpoints import load_compressor, load_wan
 from ..packforcing.compressor import CompressorChoice
-from ..packforcing.demo import demo_transformer, demo_vae
+from ..packforcing.demo import COMPRESSOR_NAME, VAE_DTYPE, demo_compressor, demo_transformer, demo_vae
 from ..packforcing.errors import PackForcingError
 from . import types
 from .demo_clip import DemoClip
@@ -116,13 +116,14 @@ class CompressorLoaderNode(io.ComfyNode):
             display_name="PackForcing Compressor Loader",
             category=types.CATEGORY,
             description="Chooses how blocks are compressed. Training-free needs no file: it encodes a pooled copy of "
-            "the video. A trained dual-branch compressor is a safetensors file in models/packforcing.",
+            "the video. A trained dual-branch compressor is a safetensors file in models/packforcing; the demo models "
+            "bring theirs.",
             inputs=[
                 io.Combo.Input(
                     "compressor_name",
-                    options=[TRAINING_FREE, *compressor_files()],
+                    options=[TRAINING_FREE, COMPRESSOR_NAME, *compressor_files()],
                     default=TRAINING_FREE,
-                    tooltip="The training-free form, or a file in models/packforcing.",
+                    tooltip="The training-free form, the demo models' own, or a file in models/packforcing.",
                 )
             ],
             outputs=[types.Compressor.Output(display_name="compressor")],
@@ -130,7 +131,7 @@ class CompressorLoaderNode(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, compressor_name=None) -> bool | str:
-        if compressor_name not in (None, TRAINING_FREE):
+        if compressor_name not in (None, TRAINING_FREE, COMPRESSOR_NAME):
             check_file(COMPRESSOR_FOLDER, compressor_name)
         return True
 
@@ -138,6 +139,8 @@ class CompressorLoaderNode(io.ComfyNode):
     def execute(cls, compressor_name: str) -> io.NodeOutput:
         if compressor_name == TRAINING_FREE:
             return io.NodeOutput(CompressorChoice(TRAINING_FREE))
+        if compressor_name == COMPRESSOR_NAME:
+            return io.NodeOutput(demo_compressor())
         path = folder_paths.get_full_path_or_raise(COMPRESSOR_FOLDER, compressor_name)
         return io.NodeOutput(CompressorChoice(compressor_name, *load_compressor(path)))
 
@@ -149,8 +152,9 @@ class DemoModelsNode(io.ComfyNode):
             node_id="PackForcingDemoModels",
             display_name="PackForcing Demo Models",
             category=types.CATEGORY,
-            description="Tiny Wan-shaped models that run on any machine without a download. Their weights are random: "
-            "they show that the graph works, not what the method can do.",
+            description="Tiny Wan-shaped models that run on any machine without a download. They were trained on a "
+            "small synthetic world: 'a red circle bounces on a blue background', 'the camera pans over a landscape "
+            "with a red house and comes back'. Choose their own compressor beside them.",
             inputs=[],
             outputs=[
                 io.Model.Output(display_name="model"),
@@ -162,4 +166,4 @@ class DemoModelsNode(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         model = comfy_model(demo_transformer(), "default", "The demo model")
-        return io.NodeOutput(model, DemoClip(), comfy.sd.VAE(sd=demo_vae()))
+        return io.NodeOutput(model, DemoClip(), comfy.sd.VAE(sd=demo_vae(), dtype=VAE_DTYPE))

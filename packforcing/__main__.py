@@ -17,7 +17,7 @@ from .bench import run as bench
 from .checkpoints import load_compressor, read_state_dict
 from .compressor import CompressorChoice
 from .config import ARCHIVE_DEVICES, SELECTIONS, CacheConfig, FrameSize, Layout, Length
-from .demo import demo_transformer, demo_vae
+from .demo import demo_compressor, demo_transformer, demo_vae
 from .errors import PackForcingError
 from .evaluation import run as evaluation
 from .inspector import picture, report
@@ -34,6 +34,7 @@ from .tree import SIZES, build_tree
 from .vae import WanVAE, load_vae
 from .wan import CausalWan
 
+TRAINING_FREE = "training-free"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -52,7 +53,9 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--model", default="tiny", help="'tiny' (the demo models), or a causal Wan checkpoint")
     generate.add_argument("--weights", default="auto", choices=("auto", "ema", "raw"), help="of a training checkpoint")
     generate.add_argument("--vae", help="the Wan 2.1 VAE's file; not for --model tiny")
-    generate.add_argument("--compressor", help="a dual-branch compressor's file; default: training-free")
+    generate.add_argument(
+        "--compressor", help=f"a dual-branch compressor's file, or {TRAINING_FREE}; default: the model's own, if any"
+    )
     prompt = generate.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", help="for --model tiny")
     prompt.add_argument(
@@ -147,6 +150,14 @@ def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[Causal
     return CausalWan(tree, dtype=dtype, device=options.device), vae, context
 
 
+def compressor_choice(options: argparse.Namespace) -> CompressorChoice:
+    if options.compressor is None and options.model == "tiny":
+        return demo_compressor()
+    if options.compressor in (None, TRAINING_FREE):
+        return CompressorChoice("training-free (LR branch)")
+    return CompressorChoice(Path(options.compressor).name, *load_compressor(options.compressor))
+
+
 def check_folder(path: str | None, what: str) -> None:
     """Raises PackForcingError when a file that is written at the end of the run will have no folder."""
     folder = Path(path or ".").parent
@@ -177,9 +188,7 @@ def run_generate(options: argparse.Namespace) -> None:
         dtype = torch.bfloat16
     check_folder(options.report, "report")
     check_folder(options.picture, "picture")
-    choice = CompressorChoice("training-free (LR branch)")
-    if options.compressor:
-        choice = CompressorChoice(Path(options.compressor).name, *load_compressor(options.compressor))
+    choice = compressor_choice(options)
     layout = Layout(config, size, choice.temporal_stride(config.block_frames))
     tags = {"comment": options.prompt} if options.prompt else {}
     from .video import VideoWriter  # needs av, which `plan` and `bench` can do without

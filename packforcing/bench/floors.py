@@ -8,7 +8,7 @@ and attention kernels on the same shapes, and spend no time on norms, rotations,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 
 import torch
@@ -167,6 +167,11 @@ class Rates:
     host_copy: float
 
 
+def best_of(first: Rates, second: Rates) -> Rates:
+    """The better of two measurements, rate by rate: a floor is what the machine can do, not what it did just then."""
+    return Rates(*map(max, astuple(first), astuple(second)))
+
+
 def measure_rates(
     sizes: WanSizes,
     layout: Layout,
@@ -250,8 +255,8 @@ def stage_floors(
     steps: int,
     text: int,
     itemsize: int,
-    rates: Rates,
     vae_dim: int | None,
+    rates: Rates,
     block: int,
     slots_written: float,
     archive_on_host: bool,

@@ -34,7 +34,7 @@ from ..training import plots
 from ..tree import SIZES
 from ..units import readable_bytes
 from .baselines import comparison, contest
-from .floors import Rates, measure_rates, stage_floors
+from .floors import Rates, best_of, measure_rates, stage_floors
 from .models import MODELS, TEXT_TOKENS, VAE_DIMS, VAE_DTYPE, NoVAE, PooledLatents, random_text, random_vae, random_wan
 from .stages import (
     PASSES,
@@ -163,12 +163,12 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
 
     say("measuring this machine's rates")
     vae_dtype = VAE_DTYPE if settings.vae else None
-    rates = measure_rates(sizes, layout, TEXT_TOKENS, device, dtype, vae_dtype, settings.repeats)
+    rates_now = partial(measure_rates, sizes, layout, TEXT_TOKENS, device, dtype, vae_dtype, settings.repeats)
+    rates = rates_now()
     vae_dim = VAE_DIMS[settings.model] if settings.vae else None
-    floors_at = partial(
-        stage_floors, sizes, layout, settings.sampling.steps, TEXT_TOKENS, dtype.itemsize, rates, vae_dim
-    )
-    warn_if_slow(settings, sum(floors_at(settings.blocks, slots_written=0, archive_on_host=False).values()))
+    floors_at = partial(stage_floors, sizes, layout, settings.sampling.steps, TEXT_TOKENS, dtype.itemsize, vae_dim)
+    estimate = floors_at(rates, settings.blocks, slots_written=0, archive_on_host=False)
+    warn_if_slow(settings, sum(estimate.values()))
 
     say("making random weights")
     wan = random_wan(settings.model, device, dtype)
@@ -184,7 +184,9 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
     blocks = steady(run.blocks, config)
     stages = stage_times(blocks)
     written = [run.record.blocks[block.index].mid_slots_written for block in blocks]
+    rates = best_of(rates, rates_now())
     floors = floors_at(
+        rates,
         blocks[-1].index,
         slots_written=sum(written) / len(written),
         archive_on_host=video.cache.archive.host_bytes > 0,

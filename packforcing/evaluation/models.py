@@ -13,24 +13,26 @@ from torch import Tensor
 
 from ..checkpoints import load_compressor, read_state_dict
 from ..compressor import Compressor, CompressorChoice
-from ..demo import demo_transformer, demo_vae
+from ..demo import VAE_DTYPE, demo_compressor, demo_transformer, demo_vae
 from ..loading import load_tree, usable_device
 from ..tree import SIZES, build_tree
 from ..vae import WanVAE, load_vae
 from ..wan import CausalWan
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TRAINING_FREE = CompressorChoice("training-free (LR branch)")
-DEMO_COMPRESSOR = Path(__file__).resolve().parent.parent / "weights" / "demo_compressor.safetensors"
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Files of the transformer, of the VAE and of the compressor ("": the demo's own), and where they run."""
+    """Files of the transformer, of the VAE and of the compressor ("": the demo's own); where and in which type the
+    transformer runs."""
 
     model: str = ""
     vae: str = ""
     compressor: str = ""
     device: str = "cpu"
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,10 @@ def load(sources: Sources) -> Models:
     """Raises PackForcingError for a file that is missing, damaged or another kind of weights, and for a device that
     cannot be used here."""
     device = usable_device(sources.device)
-    # On a CPU, the VAE would take most of a run's time in float32; bfloat16 changes frames by 0.2 of 255 levels.
-    dtypes = {"model": torch.float32, "vae": torch.bfloat16}
+    dtype = DTYPES[sources.dtype]
     tree = load_tree(sources.model) if sources.model else build_tree(SIZES["tiny"], demo_transformer())
-    vae = load_vae(read_state_dict(sources.vae)[0] if sources.vae else demo_vae(), dtypes["vae"], device)
-    wan = CausalWan(tree.to(device, dtypes["model"]), dtype=dtypes["model"], device=device)
+    vae = load_vae(read_state_dict(sources.vae)[0] if sources.vae else demo_vae(), VAE_DTYPE, device)
+    wan = CausalWan(tree.to(device, dtype), dtype=dtype, device=device)
     return Models(wan, vae, compressor_choice(sources))
 
 
@@ -76,9 +77,7 @@ def compressor_choice(sources: Sources) -> CompressorChoice:
     """The compressor of a file; else the demo model's trained one, if there is one; else the training-free one."""
     if sources.compressor:
         return CompressorChoice(Path(sources.compressor).name, *load_compressor(sources.compressor))
-    if not sources.model and DEMO_COMPRESSOR.is_file():  # trained with the demo's transformer, and fits no other
-        return CompressorChoice(DEMO_COMPRESSOR.name, *load_compressor(DEMO_COMPRESSOR))
-    return TRAINING_FREE
+    return TRAINING_FREE if sources.model else demo_compressor()  # which fits the demo's transformer only
 
 
 def digest(state_dict: Mapping[str, Tensor]) -> str:

@@ -30,7 +30,7 @@ from ..errors import PackForcingError
 from ..sampler import Sampling
 from ..schedule import UPDATES
 from ..training.plots import available
-from .models import Models, Sources, load
+from .models import DTYPES, Models, Sources, load
 from .plots import quality_over_time
 from .policies import POLICIES, policy
 from .runs import (
@@ -74,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shift", type=float, default=Sampling.shift, help="flow shift")
     parser.add_argument("--update", default=Sampling.update, choices=UPDATES)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the transformer")
     parser.add_argument("--jobs", type=int, default=1, help="processes that make videos at the same time")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
     parser.add_argument("--output", default="out/evaluate", help="folder of results; an earlier evaluation goes on")
@@ -94,7 +95,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         seeds=options.seeds,
         size=frame_size(options.size),
         sampling=Sampling(0, options.steps, options.shift, options.update),
-        sources=Sources(options.model, options.vae, options.compressor, options.device),
+        sources=Sources(options.model, options.vae, options.compressor, options.device, options.dtype),
     )
 
 

@@ -170,6 +170,7 @@ def fingerprint(run: Run, settings: Settings, models: Models) -> str:
         "sampling": asdict(replace(settings.sampling, seed=run.seed)),
         "size": asdict(settings.size),
         "device": models.wan.device.type,
+        "dtype": str(models.wan.dtype),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

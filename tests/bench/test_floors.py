@@ -15,6 +15,7 @@ from packforcing.bench.floors import (
     Rates,
     Work,
     attended_tokens,
+    best_of,
     clean_work,
     denoise_work,
     measure_rates,
@@ -111,7 +112,7 @@ def test_work_is_bound_by_whichever_is_slower():
 
 def test_a_blocks_floor_counts_every_step_and_what_crosses_the_bus():
     def floors(steps: int, slots: float, on_host: bool) -> dict[str, float]:
-        return stage_floors(SMALL, LAYOUT, steps, TEXT, 4, UNIT, None, 9, slots, on_host)
+        return stage_floors(SMALL, LAYOUT, steps, TEXT, 4, None, UNIT, 9, slots, on_host)
 
     one, four = floors(1, 6, False), floors(4, 6, False)
     assert four["denoise"] == pytest.approx(4 * one["denoise"])
@@ -126,7 +127,7 @@ def test_a_blocks_floor_counts_every_step_and_what_crosses_the_bus():
 
 def test_without_mid_blocks_nothing_is_compressed():
     layout = replace(LAYOUT, config=replace(LAYOUT.config, top_k=0))
-    floors = stage_floors(SMALL, layout, 4, TEXT, 4, UNIT, 8, 9, 0.0, False)
+    floors = stage_floors(SMALL, layout, 4, TEXT, 4, 8, UNIT, 9, 0.0, False)
     assert floors["selection"] == 0
     assert "compression" not in floors
     assert floors["decode"] > 0
@@ -136,3 +137,5 @@ def test_rates_are_measured_on_this_machine():
     rates = measure_rates(SMALL, LAYOUT, TEXT, torch.device("cpu"), torch.float32, torch.bfloat16, repeats=1)
     assert min(rates.gemm, rates.vae_gemm, rates.attention, rates.cross_attention, rates.copy) > 0
     assert rates.host_copy == rates.copy
+    assert best_of(rates, UNIT) == best_of(UNIT, rates)
+    assert best_of(UNIT, replace(UNIT, gemm=2e12, copy=1.0)) == replace(UNIT, gemm=2e12)
