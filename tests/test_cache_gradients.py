@@ -75,7 +75,7 @@ def test_results_are_the_same_with_and_without_gradients() -> None:
 
 
 def test_nothing_is_kept_without_gradients() -> None:
-    wan, blocks, reduced, _, prompt = parts()
+    wan, blocks, _reduced, _, prompt = parts()
     cache = Cache(Layout(CONFIG, SIZE, 2), wan.shape, dtype=torch.float64)
     cache.begin(0)
     with torch.no_grad():
@@ -86,7 +86,7 @@ def test_nothing_is_kept_without_gradients() -> None:
 
 
 def test_detach_makes_the_history_a_constant() -> None:
-    wan, blocks, reduced, noisy, prompt = parts()
+    wan, blocks, _reduced, noisy, prompt = parts()
     text = wan.embed_text(prompt)
 
     def gradient(detach: bool) -> Tensor:

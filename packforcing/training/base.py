@@ -85,6 +85,7 @@ class BaseOptions:
     history_noise: float = 0.2  # the largest noise level of a clean pass's latents
     clean_history: float = 0.3  # share of the clean passes without any
     first_again: int = 2  # more noise levels of the first block, which alone has only the prompt to go by
+    focus: float = 0.0  # part of the loss's weight that lies where a clip differs from its rows' mean colours
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
 
@@ -199,24 +200,25 @@ class BaseTrainer:
         )
 
     def losses(self, turn: str, batch: Batch) -> dict[str, Tensor]:
-        errors = self.errors(batch)
+        errors = self.errors(batch, focus_weights(batch.latents, self.options.focus))
         return {"loss": errors.mean(), "first": errors[0].mean(), "last": errors[-1].mean()}
 
-    def errors(self, batch: Batch) -> Tensor:
-        """Mean squared errors of the velocities [n, B], of the first block n - blocks + 1 times."""
+    def errors(self, batch: Batch, weights: Tensor) -> Tensor:
+        """Weighted mean squared errors of the velocities [n, B], of the first block n - blocks + 1 times."""
         config = batch.history.config()
         layout = Layout(config, self.size, self.clips.clips.temporal_stride)
         cache = Cache(layout, self.wan.shape, self.device, self.cache_dtype, batch=len(batch.latents))
         text = self.wan.embed_text(batch.context)
         frames = self.block_frames
         denoised = zip(batch.noise.split(frames, dim=2), batch.sigma.unbind(dim=1), strict=True)
-        blocks = batch.latents.split(frames, dim=2)
+        blocks, block_weights = batch.latents.split(frames, dim=2), weights.split(frames, dim=2)
         errors = []
         for i, (x0, other_noise) in enumerate(zip(blocks, batch.history_noise.split(frames, dim=2), strict=True)):
             cache.begin(i)
             for noise, sigma in islice(denoised, 1 if i else 1 + self.options.first_again):
                 velocity = self.wan.denoise(torch.lerp(x0, noise, spread(sigma, x0)), sigma, text, cache)
-                errors.append(F.mse_loss(velocity, noise - x0, reduction="none").mean(dim=(1, 2, 3, 4)))
+                error = F.mse_loss(velocity, noise - x0, reduction="none") * block_weights[i]
+                errors.append(error.mean(dim=(1, 2, 3, 4)))
             if i + 1 < len(blocks):
                 seen = torch.lerp(x0, other_noise, spread(batch.history_sigma[:, i], x0))
                 reduced = self.wan.patch_tokens(batch.reduced[:, i]) if config.becomes_mid(i) else None
@@ -233,8 +235,18 @@ class BaseTrainer:
                 numbers = range(first, min(first + 8, len(self.clips)))
                 batch = self._batch([self._sample(number, number) for number in numbers], self.histories[0])
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cache_dtype == torch.bfloat16):
-                    losses.append(self.errors(batch).mean(dim=0))
+                    losses.append(self.errors(batch, focus_weights(batch.latents, 0)).mean(dim=0))
         return {"held_out": torch.cat(losses).mean().item()}
+
+
+def focus_weights(latents: Tensor, focus: float) -> Tensor:
+    """Weights [B, 1, T, h, w] of mean 1 for the errors of clips [B, 16, T, h, w].
+
+    What moves is small, and a plain background is soon learnt: without weights, most of what is left to learn is the
+    last per cent of the loss. `focus` is the part of the weight that follows the distance to the row's mean.
+    """
+    distance = (latents - latents.mean(dim=(2, 4), keepdim=True)).abs().mean(dim=1, keepdim=True)
+    return 1 - focus + focus * distance / distance.mean(dim=(2, 3, 4), keepdim=True)
 
 
 def spread(levels: Tensor, like: Tensor) -> Tensor:
@@ -258,6 +270,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--history-noise", type=float, default=BaseOptions.history_noise, help="largest, of the history"
     )
+    parser.add_argument("--focus", type=float, default=0.0, help="part of the loss's weight on what is small, 0 to 1")
     parser.add_argument("--ema", type=float, default=BaseOptions.ema, help="of the exported weights; 0 is off")
     parser.add_argument("--init", help="a transformer's file to begin with; default: random weights")
     parser.add_argument("--bidirectional", action="store_true", help="train a teacher for DMD: a clip is one block")
@@ -283,6 +296,7 @@ def run(options: argparse.Namespace) -> Outcome:
             ema=options.ema,
             shift=options.shift,
             history_noise=options.history_noise,
+            focus=options.focus,
             first_again=0 if options.bidirectional else BaseOptions.first_again,
         ),
         held_out=options.held_out,

@@ -1,0 +1,281 @@
+"""The trainers of generator and compressor: each command killed at a random moment ends with the same weights, one
+process and two of `torchrun` make the same step, and what is written can be loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from packforcing.__main__ import main
+from packforcing.checkpoints import load_compressor, load_wan
+from packforcing.errors import PackForcingError
+from packforcing.text import encode_prompt
+from packforcing.training import base, clips, compressor, options, rollouts
+from packforcing.training.loop import Checkpoints, read_log
+from packforcing.training.optimizers import JointOptimizer
+
+REPO = Path(__file__).resolve().parent.parent
+STEPS = 4
+RUN = ["--threads", "1", "--precision", "float32", "--save-every", "1", "--log-every", "1", "--steps", str(STEPS)]
+RATES = ["--rate", "1e-3", "--warmup", "0"]
+SMALL = ["--width", "64", "--height", "64", "--sink", "4", "--recent", "4"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prompts of one length, so that no padding depends on who is trained beside whom."""
+    folder = tmp_path_factory.mktemp("trainers")
+    colours = ("red", "green", "yellow", "white")
+    prompts = {c: encode_prompt(f"a {c} circle bounces on a blue background")[0].contiguous() for c in colours}
+    save_file(prompts, folder / "prompts.safetensors")
+    save_file({"empty": encode_prompt("")[0].contiguous()}, folder / "empty.safetensors")
+    return folder
+
+
+def command(part: str, folder: Path) -> list[str]:
+    """A small run of each trainer, without its folder."""
+    prompts = ["--prompts", f"{folder / 'prompts.safetensors'}"]
+    return {
+        "base": ["base", "--clips", "32", "--clip-folder", f"{folder / 'clips'}", "--latent-frames", "12", "--size", "64", "--held-out", "4", "--batch", "2"],
+        "compressor": ["compressor", "--model", "random:tiny", *prompts, *SMALL, "--rollouts", "2", "--held-out", "1", "--blocks", "4", "--rollout-folder", f"{folder / 'rollouts'}", "--batch", "2"],
+        "forcing": ["forcing", "--model", "random:tiny", *prompts, "--empty-prompt", f"{folder / 'empty.safetensors'}", *SMALL, "--blocks", "4", "--critic-turns", "2", "--critic-rate", "1e-3"],
+    }[part] + RUN + RATES  # fmt: skip
+
+
+def start(arguments: list[str], processes: int = 1) -> subprocess.Popen[bytes]:
+    """A `train` command in a process group of its own, under torchrun where there are several."""
+    launcher = ["-m", "packforcing"]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port)]
+        launcher += ["-m", "packforcing"]
+    environment = {**os.environ, "PYTHONPATH": f"{REPO}", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, *launcher, "train", *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def finish(arguments: list[str], processes: int = 1) -> None:
+    assert start(arguments, processes).wait(timeout=300) == 0
+
+
+def kill_at_random(arguments: list[str], folder: Path, processes: int = 1) -> None:
+    """Starts the command and kills it, all of its processes, in one of its steps or beside a checkpoint."""
+    target = random.Random(time.time_ns()).randint(1, STEPS - 1)
+    process = start(arguments, processes)
+    deadline = time.monotonic() + 300
+    while process.poll() is None and len(read_log(folder / "log.jsonl")) < target:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(random.Random(time.time_ns()).random() * 0.3)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def learnt(folder: Path) -> dict[str, object]:
+    state = Checkpoints(folder / "checkpoints").load_newest()
+    assert state["step"] == STEPS
+    return state["learners"]
+
+
+@pytest.mark.parametrize("part", ["base", "compressor", "forcing"])
+def test_a_killed_run_ends_with_the_same_weights(part: str, folder: Path, tmp_path: Path) -> None:
+    arguments = command(part, folder)
+    finish([*arguments, "--folder", f"{tmp_path / 'whole'}"])
+    killed = [*arguments, "--folder", f"{tmp_path / 'killed'}"]
+    kill_at_random(killed, tmp_path / "killed")
+    finish(killed)
+    wanted = learnt(tmp_path / "whole")
+    torch.testing.assert_close(learnt(tmp_path / "killed"), wanted, rtol=0, atol=0)
+    name = next(iter(wanted))
+    moved = wanted[name]["optimizer"]["state"]
+    assert any(entry for entry in moved.values())
+    assert (tmp_path / "whole" / "curve.png").stat().st_size > 1000
+
+
+def test_two_processes_killed_end_as_they_should(folder: Path, tmp_path: Path) -> None:
+    """Under torchrun with FSDP: the same as two processes that were left alone, and, but for rounding, as one."""
+    arguments = command("forcing", folder)
+    two = [*arguments, "--batch", "1", "--fsdp", "--folder"]
+    finish([*two, f"{tmp_path / 'whole'}"], processes=2)
+    kill_at_random([*two, f"{tmp_path / 'killed'}"], tmp_path / "killed", processes=2)
+    finish([*two, f"{tmp_path / 'killed'}"], processes=2)
+    wanted = learnt(tmp_path / "whole")
+    torch.testing.assert_close(learnt(tmp_path / "killed"), wanted, rtol=0, atol=0)
+
+    finish([*arguments, "--batch", "2", "--folder", f"{tmp_path / 'one'}"])
+    logs = [read_log(tmp_path / name / "log.jsonl") for name in ("whole", "one")]
+    for entry, other in zip(*logs, strict=True):
+        for name in ("critic/loss", "critic/gradient", "generator/loss", "generator/gradient"):
+            if name in entry:
+                assert entry[name] == pytest.approx(other[name], rel=1e-3), (entry["step"], name)
+
+
+def test_what_training_writes_can_be_used(folder: Path, tmp_path: Path) -> None:
+    """The files of base, compressor and forcing make a video."""
+    finish([*command("base", folder), "--folder", f"{tmp_path / 'b'}", "--output", f"{tmp_path / 'base.safetensors'}"])
+    assert load_wan(tmp_path / "base.safetensors").shape.dim == 256
+    part = command("compressor", folder)
+    finish([*part, "--folder", f"{tmp_path / 'c'}", "--output", f"{tmp_path / 'compressor.safetensors'}"])
+    _, metadata = load_compressor(tmp_path / "compressor.safetensors")
+    assert (metadata.model_dim, metadata.temporal_stride, metadata.block_frames) == (256, 2, 4)
+    measures = read_log(tmp_path / "c" / "log.jsonl")
+    assert all(entry["loss"] > 0 for entry in measures)
+
+
+def test_the_branch_learns_what_full_resolution_says(folder: Path, tmp_path: Path) -> None:
+    """A few steps on one rollout bring the velocities closer to those of the whole history."""
+    arguments = [*command("compressor", folder), "--evaluate-every", "20", "--folder", f"{tmp_path}"]
+    arguments[arguments.index("--steps") + 1] = "20"
+    arguments[arguments.index("--rate") + 1] = "3e-3"
+    finish(arguments)
+    losses = [entry["loss"] for entry in read_log(tmp_path / "log.jsonl")]
+    last = read_log(tmp_path / "log.jsonl")[-1]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert {"held_out", "held_out_lr", "held_out_none"} <= last.keys()
+    assert last["held_out_lr"] != last["held_out_none"]
+
+
+def test_a_branch_that_begins_at_zero_is_the_training_free_form(folder: Path) -> None:
+    parsed = parse("compressor", command("compressor", folder))
+    used = compressor.setting(parsed, torch.device("cpu"))
+    shape = rollouts.RolloutShape(4, used.layout.size, used.layout.config, used.sampling)
+    made = rollouts.make(used.wan, used.vae, encode_prompt("a red circle")[0], shape, seed=0)
+    assert made["latents"].shape == (16, 16, 8, 8)
+    assert made["reduced"].shape[:2] == (4, 16)
+
+    class One:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, number: int) -> rollouts.Rollout:
+            return rollouts.Rollout(**{name: tensor.float() for name, tensor in made.items()})
+
+    hr = compressor.HRBranch((16, 4, 4, 4, 4, 256), 2)
+    trainer = compressor.CompressorTrainer(used.wan, hr, One(), used.layout, held_out=1)
+    measures = trainer.evaluate(0)
+    assert measures["held_out"] == measures["held_out_lr"] > 0
+
+
+def parse(part: str, arguments: list[str]):
+    from packforcing.__main__ import parser
+
+    return parser().parse_args(["train", *arguments, "--folder", "unused"])
+
+
+def test_a_larger_set_of_clips_begins_with_the_smaller(folder: Path, tmp_path: Path) -> None:
+    from packforcing.demo import demo_vae
+    from packforcing.vae import load_vae
+
+    vae = load_vae(demo_vae())
+    shape = clips.ClipSet(40, latent_frames=4, size=64)
+    assert clips.prepare(tmp_path, shape, vae, part=1, parts=2) == 1
+    with pytest.raises(PackForcingError, match="not all encoded"):
+        clips.LatentClips(tmp_path, shape)
+    assert clips.prepare(tmp_path, shape, vae) == 1
+    whole = clips.LatentClips(tmp_path, shape)
+    few = clips.LatentClips(tmp_path, clips.ClipSet(8, latent_frames=4, size=64))
+    assert (len(whole), len(few)) == (40, 8)
+    torch.testing.assert_close(few[7][0], whole[7][0], rtol=0, atol=0)
+    latents, reduced, caption = whole[39]
+    assert (latents.shape, reduced.shape) == ((16, 4, 8, 8), (1, 16, 2, 2, 2))
+    assert clips.clip_pixels(39, 13, 64)[1] == caption
+
+
+def test_noise_levels_are_spread_evenly_before_the_shift() -> None:
+    import numpy as np
+
+    levels = base.noise_levels(np.random.default_rng(0), 1000, shift=3.0)
+    even = np.sort(levels / (3 - 2 * levels))  # the shift undone
+    assert np.abs(even - (np.arange(1000) + 0.5) / 1000).max() < 0.5 / 1000 + 1e-9
+
+
+def test_a_joint_optimizer_resumes_where_it_was() -> None:
+    """Matrices under one optimizer and vectors under another, saved half-way and loaded into a new pair."""
+
+    def fresh() -> tuple[torch.nn.Linear, JointOptimizer]:
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(4, 4)
+        parts = (torch.optim.Muon([layer.weight], lr=0.1), torch.optim.AdamW([layer.bias], lr=0.1))
+        return layer, JointOptimizer(*parts)
+
+    def steps(layer: torch.nn.Linear, optimizer: JointOptimizer, numbers: range) -> None:
+        for number in numbers:
+            x = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
+            layer(x).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    layer, optimizer = fresh()
+    steps(layer, optimizer, range(3))
+    saved = (layer.state_dict(), optimizer.state_dict())
+    saved = torch.load(save_to_memory(saved), weights_only=True)
+    steps(layer, optimizer, range(3, 6))
+    other, resumed = fresh()
+    other.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    steps(other, resumed, range(3, 6))
+    torch.testing.assert_close(other.state_dict(), layer.state_dict(), rtol=0, atol=0)
+
+
+def save_to_memory(value: object):
+    import io
+
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return file
+
+
+def test_a_dry_run_says_what_a_turn_takes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = command("forcing", folder)
+    assert main(["train", *arguments, "--folder", f"{folder / 'dry'}", "--dry-run"]) == 0
+    cost = json.loads(capsys.readouterr().out)
+    assert cost["seconds"].keys() == {"critic", "generator"}
+    assert cost["peak_memory_bytes"] > 10**8
+    assert not (folder / "dry").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["compressor", "--model", "random:huge"], "There is no model size 'huge'"),
+        (["compressor", "--model", "some.safetensors"], "give --vae FILE and --prompts FILE"),
+        (["compressor", "--blocks", "3", "--model", "random:tiny", "--rollouts", "1"], "no compressed block to learn"),
+        (["compressor", "--prepare", "2/2", "--model", "random:tiny"], "A part is I/N"),
+        (["forcing", "--model", "demo"], "DMD needs a bidirectional teacher"),
+        (["forcing", "--model", "random:tiny", "--fsdp"], "start it with torchrun"),
+        (["forcing", "--model", "random:tiny", "--channels", "1,x"], "A list of whole numbers"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--width", "64", "--height", "64", "--held-out", "1"] if arguments[0] == "compressor" else []
+    assert main(["train", *arguments, *small, "--folder", f"{tmp_path}"]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_shared_options() -> None:
+    assert options.part_of("1/3") == (1, 3)
+    assert options.part_of(None) == (0, 1)
+    assert options.numbers("32,64") == (32, 64)
+    assert options.numbers(None) == ()
