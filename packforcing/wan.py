@@ -178,11 +178,20 @@ class CausalWan:
             x0: the finished block, normalised latents [B, 16, T, h, w].
             reduced: the compressor's hidden tokens [B, N_c, d]; None for a block that never becomes a mid block.
         """
-        _, modulations = self._modulations(0.0, x0.shape[0])
         hidden = self.patch_tokens(x0)
         full = hidden.shape[1]
-        if reduced is not None:
-            hidden = torch.cat((hidden, reduced.to(hidden)), dim=1)
+        if reduced is None:
+            self._commit(hidden, full, text, cache)
+        elif torch.is_grad_enabled():
+            # One after the other: the full tokens of a frozen model then carry no graph, and take no memory for it.
+            self._commit(hidden, full, text, cache)
+            self._commit(reduced.to(hidden), 0, text, cache)
+        else:  # together: the weights are read once
+            self._commit(torch.cat((hidden, reduced.to(hidden)), dim=1), full, text, cache)
+
+    def _commit(self, hidden: Tensor, full: int, text: TextKV, cache: Cache) -> None:
+        """The clean pass of hidden tokens [B, L, d]: the first `full` at full resolution, the others reduced."""
+        _, modulations = self._modulations(0.0, hidden.shape[0])
         last = len(self.tree.blocks) - 1
         for layer, block in enumerate(self.tree.blocks):
             if layer == last:  # nothing reads what comes after the last layer's keys and values
@@ -202,8 +211,9 @@ class CausalWan:
         queries = self._split(attn.norm_q(attn.q(hidden)))
         keys = self._split(attn.norm_k(attn.k(hidden)))
         values = self._split(attn.v(hidden))
-        cache.select(layer, queries[:, :full])
-        cache.write(layer, keys[:, :full], values[:, :full])
+        if full:
+            cache.select(layer, queries[:, :full])
+            cache.write(layer, keys[:, :full], values[:, :full])
         if full < hidden.shape[1]:
             cache.write_reduced(layer, keys[:, full:], values[:, full:])
         return queries
@@ -211,12 +221,14 @@ class CausalWan:
     def _attend(self, layer: int, attn: nn.Module, hidden: Tensor, cache: Cache, full: int) -> Tensor:
         """Self-attention of the current block's tokens and, on their own, of its reduced form's."""
         queries = self._write(layer, attn, hidden, cache, full)
-        out = self.attention(cache.rotate_queries(queries[:, :full]), *cache.context(layer), None)
+        out = []
+        if full:
+            out.append(self.attention(cache.rotate_queries(queries[:, :full]), *cache.context(layer), None))
         if full < hidden.shape[1]:
             # A few queries under a mask: PyTorch's kernel, since the fastest ones take no mask.
-            reduced = sdpa(cache.rotate_reduced_queries(queries[:, full:]), *cache.reduced_context(layer))
-            out = torch.cat((out, reduced), dim=1)
-        return attn.o(rearrange(out, "b l h d -> b l (h d)"))
+            out.append(sdpa(cache.rotate_reduced_queries(queries[:, full:]), *cache.reduced_context(layer)))
+        joined = torch.cat(out, dim=1) if len(out) > 1 else out[0]
+        return attn.o(rearrange(joined, "b l h d -> b l (h d)"))
 
     def _self_attention_input(self, block: nn.Module, hidden: Tensor, modulations: Tensor) -> Tensor:
         shift, scale = (block.modulation.to(hidden) + modulations).chunk(6, dim=1)[:2]

@@ -48,13 +48,14 @@ PROMPT_SEED = 5_000_000_000  # scenes whose captions are the rollouts' prompts; 
 @dataclass(frozen=True)
 class Batch:
     """Rollouts [B, 16, T, h, w] and [B, blocks, 16, T', h', w'], prompts [B, L, 4096]; noise like the latents, and a
-    noise level of each block [B, blocks]."""
+    noise level of each block [B, blocks]; the blocks that are denoised."""
 
     latents: Tensor
     reduced: Tensor
     context: Tensor
     noise: Tensor
     sigma: Tensor
+    targets: tuple[int, ...]
 
 
 def whole_history(blocks: int, block_frames: int) -> CacheConfig:
@@ -88,6 +89,7 @@ class CompressorTrainer:
         hr: the branch to train, in float32.
         rollouts: the data; the last `held_out` of them only measure.
         layout: the partition that the compressor is trained for.
+        targets: blocks of a rollout that are denoised in a step; each keeps its activations for the backward pass.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class CompressorTrainer:
         ema: float = 0.99,
         shift: float = 5.0,
         held_out: int = 8,
+        targets: int = 2,
     ) -> None:
         if not 0 < held_out < len(rollouts):
             raise PackForcingError(
@@ -111,8 +114,9 @@ class CompressorTrainer:
         self.rollouts = rollouts
         self.held_out = held_out
         self.shift = shift
+        self.targets = targets
         self.layout = layout
-        blocks = len(rollouts[0].reduced)
+        self.blocks = blocks = len(rollouts[0].reduced)
         self.first = layout.config.sink_blocks + layout.config.recent_blocks + 1  # the first block with a mid block
         if self.first >= blocks:
             raise PackForcingError(
@@ -121,21 +125,24 @@ class CompressorTrainer:
             )
         self.whole = Layout(whole_history(blocks, layout.config.block_frames), layout.size, layout.temporal_stride)
         self.learners = {"hr": Learner(self.hr, torch.optim.AdamW(hr.parameters(), lr=rate, weight_decay=0.01), ema)}
-        self._options = {"rate": rate, "ema": ema, "shift": shift, "held_out": held_out, "rollouts": len(rollouts)}
+        self._options = {"rate": rate, "ema": ema, "shift": shift, "held_out": held_out, "targets": targets}
 
     def describe(self) -> Mapping[str, Any]:
         channels = [layer.out_channels for layer in self.hr]
         config = {k: v for k, v in asdict(self.layout.config).items() if not k.startswith("archive")}
-        return {**self._options, "channels": channels, "config": config, "size": asdict(self.layout.size)}
+        layout = {"config": config, "size": asdict(self.layout.size)}
+        return {**self._options, "channels": channels, **layout, "rollouts": len(self.rollouts)}
 
     def turns(self, step: int) -> Sequence[str]:
         return ("hr",)
 
     def batch(self, micro: Micro) -> Batch:
         count = len(self.rollouts) - self.held_out
-        return self._batch([(seed, int(np.random.default_rng(seed).integers(count))) for seed in micro.seeds()])
+        drawn = [(seed, int(np.random.default_rng(seed).integers(count))) for seed in micro.seeds()]
+        order = np.random.default_rng(micro.step_seed()).permutation(range(self.first, self.blocks))
+        return self._batch(drawn, tuple(order[: self.targets].tolist()))
 
-    def _batch(self, drawn: Sequence[tuple[int, int]]) -> Batch:
+    def _batch(self, drawn: Sequence[tuple[int, int]], targets: tuple[int, ...]) -> Batch:
         """Rollouts by (seed of the noise, number)."""
         samples: list[Rollout] = [self.rollouts[number] for _, number in drawn]
         blocks = len(samples[0].reduced)
@@ -150,6 +157,7 @@ class CompressorTrainer:
             context.to(self.device),
             torch.stack(noise).to(self.device),
             torch.stack(sigma),
+            targets,
         )
 
     def losses(self, turn: str, batch: Batch) -> dict[str, Tensor]:
@@ -159,7 +167,7 @@ class CompressorTrainer:
         return {"loss": error(found, wanted)}
 
     def velocities(self, batch: Batch, layout: Layout, tokens: Callable[[Batch, int], Tensor]) -> list[Tensor]:
-        """What the model predicts for each block that has mid blocks, given a partition and a compressor."""
+        """What the model predicts for each target block, given a partition and a compressor."""
         wan = self.wan
         cache = Cache(layout, wan.shape, self.device, wan.dtype, batch=len(batch.latents))
         text = wan.embed_text(batch.context)
@@ -168,12 +176,12 @@ class CompressorTrainer:
         found = []
 
         def visit(i: int) -> None:
-            if i >= self.first:
+            if i in batch.targets:
                 sigma = batch.sigma[:, i]
                 x = torch.lerp(blocks[i], noise[i], spread(sigma, noise[i]))
                 found.append(wan.denoise(x, sigma, text, cache))
 
-        walk(wan, cache, text, blocks, lambda i: tokens(batch, i), visit)
+        walk(wan, cache, text, blocks[: max(batch.targets) + 1], lambda i: tokens(batch, i), visit)
         return found
 
     def lr_tokens(self, batch: Batch, block: int) -> Tensor:
@@ -198,7 +206,7 @@ class CompressorTrainer:
         sums = dict.fromkeys(forms, 0.0)
         with self.learners["hr"].averaged():
             for number in range(len(self.rollouts) - self.held_out, len(self.rollouts)):
-                batch = self._batch([(number, number)])
+                batch = self._batch([(number, number)], tuple(range(self.first, self.blocks)))
                 wanted = self.velocities(batch, self.whole, self.lr_tokens)
                 for name, (layout, tokens) in forms.items():
                     sums[name] += error(self.velocities(batch, layout, tokens), wanted).item() / self.held_out
@@ -221,6 +229,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rollouts", type=int, default=64, help="rollouts to train with; one a prompt")
     parser.add_argument("--held-out", type=int, default=8, help="rollouts that only measure")
     parser.add_argument("--blocks", type=int, default=10, help="blocks a rollout")
+    parser.add_argument("--targets", type=int, default=2, help="blocks of a rollout that are denoised in a step")
     parser.add_argument("--prepare", metavar="I/N", help="only make part I (from 0) of N of the rollouts, and stop")
     parser.add_argument("--channels", help="hidden channels, four numbers; default: 32,128,512,2048, less for the demo")
     parser.add_argument("--ema", type=float, default=0.99, help="of the exported weights; 0 is off")
@@ -353,7 +362,15 @@ def run(options: argparse.Namespace) -> Outcome | None:
     hr = HRBranch((LATENT_CHANNELS, *channels, used.wan.shape.dim), used.layout.temporal_stride)
     rollouts = Rollouts(rollout_folder, len(contexts), shape)
     trainer = CompressorTrainer(
-        used.wan, hr, rollouts, used.layout, options.rate, options.ema, options.shift, options.held_out
+        used.wan,
+        hr,
+        rollouts,
+        used.layout,
+        options.rate,
+        options.ema,
+        options.shift,
+        options.held_out,
+        options.targets,
     )
     outcome = train(trainer, common.run_config(options))
     output = Path(options.output or folder / "compressor.safetensors")
