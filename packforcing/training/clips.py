@@ -60,7 +60,8 @@ def reduced_latents(pixels: Tensor, clips: ClipSet, vae: WanVAE) -> Tensor:
     """What the compressor's LR branch sees of each block of a clip [1, 3, F, H, W]: [blocks, 16, T', h', w']."""
     spatial = pixels[0].to(vae.device, vae.dtype)
     first, rest = spatial.split((pixels.shape[2] - _later_frames(clips), _later_frames(clips)), dim=1)
-    blocks = [first, *rest.split(VAE_TIME_STRIDE * clips.block_frames, dim=1)]
+    later = rest.split(VAE_TIME_STRIDE * clips.block_frames, dim=1) if rest.shape[1] else ()
+    blocks = [first, *later]
     whole = torch.stack([whole_block(block[None], clips.block_frames)[0] for block in blocks])
     return lr_latents(whole, vae, clips.temporal_stride)
 
