@@ -4,7 +4,7 @@ The generator makes a video of 5 s by itself, block after block over the three-p
 (self-forcing). Distribution matching distillation (DMD) then moves it towards what a frozen bidirectional teacher
 holds for likely, and away from what a critic, trained on the generator's own videos all along, holds for likely.
 
-- Each block is denoised up to an exit step, drawn anew for each video; only the last of these passes has a gradient.
+- Each block is denoised up to an exit step, drawn anew for each batch; only the last of these passes has a gradient.
 - The history is a constant: no gradient reaches the generator through clean passes. The compressor's HR branch gets its
   gradient through them, from the blocks that attend to its tokens.
 - Teacher and critic see the whole video as one block, so the same forward pass and the same cache serve for both.
@@ -62,6 +62,7 @@ class ForcingOptions:
     weight_decay: float = 0.01
     critic_turns: int = 5  # critic updates a generator update
     blocks: int = 5  # a video: 20 latent frames
+    gradient_blocks: int = 5  # of these, how many have a gradient; fewer take less memory
     guidance: float = 3.0  # classifier-free, of the teacher
     shift: float = 5.0
     steps: int = 4  # denoising steps of the generator
@@ -72,12 +73,13 @@ class ForcingOptions:
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts [B, L, 4096]; the seeds of the videos' noise; the step at which each block is left; the noise levels [B]
-    and seeds of the scores' noise."""
+    """Prompts [B, L, 4096]; the seeds of the videos' noise; the step at which each block is left; the blocks that have
+    a gradient; the noise levels [B] of the scores."""
 
     context: Tensor
     seeds: tuple[int, ...]
     exit_step: int
+    gradient: tuple[int, ...]
     sigma: Tensor
 
 
@@ -170,8 +172,10 @@ class ForcingTrainer:
         even = np.array([rng.uniform(options.lowest, options.highest) for rng in rngs])
         sigma = options.shift * even / (1 + (options.shift - 1) * even)
         # Of all processes, or the slowest decides how long a step takes.
-        exit_step = int(np.random.default_rng(micro.step_seed()).integers(options.steps))
-        return Batch(context.to(self.device), tuple(seeds), exit_step, torch.from_numpy(sigma).float())
+        shared = np.random.default_rng(micro.step_seed())
+        exit_step = int(shared.integers(options.steps))
+        gradient = tuple(shared.permutation(options.blocks)[: options.gradient_blocks].tolist())
+        return Batch(context.to(self.device), tuple(seeds), exit_step, gradient, torch.from_numpy(sigma).float())
 
     def losses(self, turn: str, batch: Batch) -> dict[str, Tensor]:
         if turn == "critic":
@@ -202,7 +206,8 @@ class ForcingTrainer:
                     velocity = self._denoise("generator", x, sigma, constant_text, cache)
                     x = few_step_update(x, velocity, sigma, next_sigma, noise.next())
             sigma = levels[batch.exit_step]
-            x0 = predicted_x0(x, self._denoise("generator", x, sigma, text, cache), sigma)
+            with torch.set_grad_enabled(with_gradient and i in batch.gradient):
+                x0 = predicted_x0(x, self._denoise("generator", x, sigma, text, cache), sigma)
             blocks.append(x0)
             if i + 1 == self.options.blocks:
                 break
@@ -275,6 +280,7 @@ class ForcingTrainer:
             nn.utils.rnn.pad_sequence([self.contexts(seed) for seed in (1, 2)], batch_first=True).to(self.device),
             (1, 2),
             self.options.steps - 1,
+            (),
             torch.ones(2),
         )
         with self.learners["generator"].averaged(), self._constant("generator"):
@@ -368,6 +374,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--critic-turns", type=int, default=ForcingOptions.critic_turns, help="a generator's turn")
     parser.add_argument("--guidance", type=float, default=ForcingOptions.guidance, help="of the teacher; 1 is off")
     parser.add_argument("--blocks", type=int, default=ForcingOptions.blocks, help="a video")
+    parser.add_argument("--gradient-blocks", type=int, default=5, help="of a video; fewer take less memory")
     parser.add_argument("--ema", type=float, default=ForcingOptions.ema, help="of the generator's exported weights")
     parser.add_argument("--fsdp", action="store_true", help="share generator and critic among torchrun's processes")
     parser.add_argument("--recompute", action="store_true", help="less memory for the critic, more time")
@@ -426,6 +433,7 @@ def build(options: argparse.Namespace, used: compressor.Setting, device: torch.d
         critic_rate=options.critic_rate,
         critic_turns=options.critic_turns,
         blocks=options.blocks,
+        gradient_blocks=options.gradient_blocks,
         guidance=options.guidance,
         shift=options.shift,
         steps=options.denoising_steps,
