@@ -165,7 +165,8 @@ def test_progress_rises_to_its_maximum(quickstart: Quickstart):
     sampler = find(quickstart.prompt, "PackForcingSampler")
     events = [event.data for event in quickstart.result.of_type("progress") if event.data["node"] == sampler.id]
     values = [event["value"] for event in events]
-    passes = BLOCKS * (4 + 1) - 1  # four steps and a clean pass, which the last block does without
+    steps = quickstart.prompt.nodes[sampler.id]["inputs"]["steps"]
+    passes = BLOCKS * (steps + 1) - 1  # the steps and a clean pass, which the last block does without
     assert {event["max"] for event in events} == {passes}
     assert values == sorted(values)
     assert set(values) == set(range(passes + 1))
@@ -197,8 +198,14 @@ def test_core_vae_decode_gives_the_pictures_of_the_video(quickstart: Quickstart)
     frames = coarse(read_video(quickstart.video)[0])
     assert pictures.shape == frames.shape
     assert np.abs(pictures - frames).mean(axis=(1, 2, 3)).max() < 6
-    # A frame is told from its neighbours, so nothing is shifted.
-    assert np.abs(pictures[1:] - frames[:-1]).mean(axis=(1, 2, 3)).min() > 20
+    # What changes from frame to frame changes in both at the same time, so nothing is shifted.
+    changes, shown = np.diff(pictures, axis=0), np.diff(frames, axis=0)
+    together = np.corrcoef(changes.ravel(), shown.ravel())[0, 1]
+    shifted = [
+        np.corrcoef(changes[a:b].ravel(), shown[c:d].ravel())[0, 1]
+        for a, b, c, d in ((1, None, 0, -1), (0, -1, 1, None))
+    ]
+    assert together > max(shifted) + 0.2
 
 
 def coarse(frames: np.ndarray) -> np.ndarray:
@@ -269,8 +276,9 @@ def test_a_video_goes_on_from_its_saved_latent(server: Server, client: Client, t
     continued = make_latents(
         server, client, prompt, prompt.sampler(continue_from=prompt.add("LoadLatent", latent=name)[0])
     )
-    # ComfyUI's latent format scales and shifts the numbers, so all but the last bits of float32 survive.
-    torch.testing.assert_close(continued, tiny, rtol=0, atol=1e-5)
+    # ComfyUI's latent format scales and shifts the numbers (up to 12), so all but the last bits of float32 survive, and
+    # blocks that are made from them differ by a few times as much.
+    torch.testing.assert_close(continued, tiny, rtol=0, atol=4e-5)
 
 
 # --- Cancel ----------------------------------------------------------------------------------------------------------
@@ -373,14 +381,14 @@ def wrapped(name: str) -> str:
     return f"blocks.{block}._fsdp_wrapped_module.{rest}" if name.startswith("blocks.") else name
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp8_e4m3fn"])
-def test_smaller_types_run_and_come_close(server: Server, client: Client, bare: Tensor, dtype: str):
+@pytest.mark.parametrize(("dtype", "loses"), [("bf16", False), ("fp8_e4m3fn", True)])
+def test_smaller_types_run_and_come_close(server: Server, client: Client, bare: Tensor, dtype: str, loses: bool):
     name = write_model(server, "diffusion_models", "tiny.safetensors", demo_transformer())
     prompt = Prompt()
     latents = bare_latents(server, client, prompt, model=prompt.model(name, dtype=dtype))
     first, expected = latents[:, :, 0], bare[:, :, 0]  # later blocks drift apart
     assert latents.isfinite().all()
-    assert not torch.equal(first, expected)
+    assert torch.equal(first, expected) != loses  # the demo's weights are bfloat16 numbers
     assert torch.corrcoef(torch.stack((first.flatten(), expected.flatten())))[0, 1] > 0.9
 
 
