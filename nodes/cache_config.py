@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from comfy_api.latest import io
 
-from ..packforcing.config import ARCHIVE_DEVICES, SELECTIONS, CacheConfig
+from ..packforcing.config import ARCHIVE_DEVICES, KV_DTYPES, SELECTIONS, CacheConfig
 from . import routes, types
 
 routes.register()
@@ -98,6 +98,14 @@ class CacheConfigNode(io.ComfyNode):
                     max=1024.0,
                     step=0.1,
                     tooltip="Device memory for the archive when archive_device is auto, in GB (10^9 bytes).",
+                ),
+                io.Combo.Input(
+                    "kv_dtype",
+                    options=list(KV_DTYPES),
+                    default=DEFAULTS.kv_dtype,
+                    optional=True,  # workflows from before it existed go on working
+                    tooltip="What cached keys and values are kept in: the model's own type, or fp8_e4m3 for half the "
+                    "memory (the inspector tells the rounding error).",
                 ),
             ],
             outputs=[types.CacheConfig.Output(display_name="cache_config")],

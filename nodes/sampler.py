@@ -230,9 +230,12 @@ def prompt_embedding(positive) -> Tensor:
 def working_bytes(wan, layout: Layout, blocks: int, vae) -> int:
     """Device bytes that a run takes beside the weights: cache, archive, and the largest of the working sets."""
     config, size = layout.config, layout.size
-    context = wan.shape.kv_bytes(layout.context_tokens, wan.dtype.itemsize)
+    kept = config.bytes_per_value(wan.dtype.itemsize)
+    context = wan.shape.kv_bytes(layout.context_tokens, kept)
+    if kept < wan.dtype.itemsize:  # a layer's is widened to be attended
+        context += wan.shape.kv_bytes(layout.context_tokens, wan.dtype.itemsize) // wan.shape.layers
     archived = config.archived_blocks(blocks) * layout.compressed_tokens_per_block
-    archive = min(wan.shape.kv_bytes(archived, wan.dtype.itemsize), config.archive_budget)
+    archive = min(wan.shape.kv_bytes(archived, kept), config.archive_budget)
     # Hidden states, their normed copy, q, k, v, attention's output and the feed-forward layer's input: some 12 widths.
     hidden = 12 * layout.tokens_per_block * wan.shape.dim * wan.dtype.itemsize
     decoding = 0

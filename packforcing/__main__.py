@@ -16,7 +16,7 @@ from torch import Tensor
 from .bench import run as bench
 from .checkpoints import load_compressor, read_state_dict
 from .compressor import CompressorChoice
-from .config import ARCHIVE_DEVICES, SELECTIONS, CacheConfig, FrameSize, Layout, Length
+from .config import ARCHIVE_DEVICES, KV_DTYPES, SELECTIONS, CacheConfig, FrameSize, Layout, Length
 from .demo import demo_compressor, demo_transformer, demo_vae
 from .errors import PackForcingError
 from .evaluation import run as evaluation
@@ -111,6 +111,9 @@ def add_cache_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--position-range", type=int, default=default.position_range, help="latent frames; 0 is off")
     command.add_argument(
         "--no-rope-adjustment", dest="rope_adjustment", action="store_false", help="leave gaps in time, to compare"
+    )
+    command.add_argument(
+        "--kv-dtype", default=default.kv_dtype, choices=KV_DTYPES, help="of the cached keys and values"
     )
     command.add_argument("--archive-device", default=default.archive_device, choices=ARCHIVE_DEVICES)
     command.add_argument("--archive-budget-gb", type=float, default=default.archive_budget_gb)

@@ -23,7 +23,6 @@ from .rope import (
     grid_positions,
     joined,
     rotate,
-    rotate_,
     rotation,
     temporal_rotation,
 )
@@ -35,6 +34,9 @@ def runs(numbers: list[int]) -> list[tuple[int, int]]:
     firsts = [n for i, n in enumerate(numbers) if i == 0 or numbers[i - 1] != n - 1]
     lasts = [n for i, n in enumerate(numbers) if i == len(numbers) - 1 or numbers[i + 1] != n + 1]
     return list(zip(firsts, lasts, strict=True))
+
+
+FP8_LARGEST = torch.finfo(torch.float8_e4m3fn).max
 
 
 class Cache:
@@ -64,6 +66,7 @@ class Cache:
         self.model = model
         self.device = torch.device(device)
         self.dtype = dtype
+        self.kept_dtype = torch.float8_e4m3fn if self.config.kv_dtype == "fp8_e4m3" else dtype
         self.batch = batch
         self.archive = Archive(self.config, self.device)
         self.heads = scored_heads(model.heads, self.config.head_fraction)
@@ -78,7 +81,7 @@ class Cache:
         self.values = [self._empty(capacity) for _ in range(model.layers)]
         # Reduced keys and values of the current block, at their base positions, until `end` archives them.
         self._reduced = torch.empty(
-            (model.layers, 2, batch, reduced, model.heads, model.head_dim), device=self.device, dtype=dtype
+            (model.layers, 2, batch, reduced, model.heads, model.head_dim), device=self.device, dtype=self.kept_dtype
         )
         self._key_sums = torch.empty(
             (model.layers, batch, self.heads, model.head_dim), device=self.device, dtype=self._angle_dtype
@@ -106,6 +109,10 @@ class Cache:
         # blocks, (block, layer) -> keys at base positions, values.
         self._live: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in range(model.layers)]
         self._live_reduced: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        # With a `kv_dtype` smaller than the model's: what was written last (layer, tokens, keys, values), still exact;
+        # and by layer the squares of what rounding took from the first block, and of what it took it from.
+        self._exact: tuple[int, slice, Tensor, Tensor] | None = None
+        self._squares = torch.zeros((model.layers, 2), device=self.device)
 
     # ------------------------------------------------------------------ positions
 
@@ -167,7 +174,7 @@ class Cache:
             tokens = self._slot_tokens(block)
             by = self._temporal_rotation(torch.full((1,), offset))
             for layer, keys in enumerate(self.keys):
-                rotate_(keys[:, tokens], by)
+                keys[:, tokens] = self._kept(rotate(keys[:, tokens].to(self.dtype), by))
                 if tokens.start in self._live[layer]:
                     live_keys, live_values = self._live[layer][tokens.start]
                     self._live[layer][tokens.start] = rotate(live_keys, by), live_values
@@ -219,7 +226,7 @@ class Cache:
 
         # Read and rotated together: launching a few small kernels for each slot takes a GPU longer than running them.
         keys, values = self.archive.read([chosen[slot] - self.config.sink_blocks for slot in stale], layer)
-        keys = rotate(keys, joined([self._rotation_to(places[slot]) for slot in stale]))
+        keys = self._kept(rotate(keys.to(self.dtype), joined([self._rotation_to(places[slot]) for slot in stale])))
         size = self.layout.compressed_tokens_per_block
         for first, last in runs(stale):
             source = slice(stale.index(first) * size, (stale.index(last) + 1) * size)
@@ -272,15 +279,26 @@ class Cache:
         return self._prefix(layer, self._valid)
 
     def _put(self, layer: int, tokens: slice, keys: Tensor, values: Tensor) -> None:
-        self.keys[layer][:, tokens] = keys.detach()
-        self.values[layer][:, tokens] = values.detach()
+        self.keys[layer][:, tokens] = self._kept(keys.detach())
+        self.values[layer][:, tokens] = self._kept(values.detach())
         self._live[layer].pop(tokens.start, None)
+        if self.kept_dtype != self.dtype:
+            self._exact = layer, tokens, keys.detach(), values.detach()
+            if self.block == 0:
+                self._measure_rounding(*self._exact)
         if keys.requires_grad or values.requires_grad:
             self._live[layer][tokens.start] = keys, values
 
     def _prefix(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
-        """The first `length` tokens of a layer's buffers: views, or copies when some of them carry a gradient."""
+        """The first `length` tokens of a layer's buffers: views, or copies when some of them carry a gradient or when
+        they are kept in a smaller type."""
         buffers = self.keys[layer][:, :length], self.values[layer][:, :length]
+        if self.kept_dtype != self.dtype:
+            buffers = buffers[0].to(self.dtype), buffers[1].to(self.dtype)
+            if self._exact is not None and self._exact[0] == layer and self._exact[1].stop <= length:
+                _, tokens, keys, values = self._exact
+                buffers[0][:, tokens] = keys.to(self.dtype)
+                buffers[1][:, tokens] = values.to(self.dtype)
         live = sorted((start, pair) for start, pair in self._live[layer].items() if start < length)
         if not live:
             return buffers
@@ -295,6 +313,24 @@ class Cache:
         keys, values = (torch.cat(part, dim=1) for part in pieces)
         return keys, values
 
+    def _kept(self, x: Tensor) -> Tensor:
+        """Keys or values as they are kept: beyond the range of fp8 they would become NaN."""
+        if self.kept_dtype == self.dtype:
+            return x
+        return x.clamp(-FP8_LARGEST, FP8_LARGEST).to(self.kept_dtype)
+
+    def _measure_rounding(self, layer: int, tokens: slice, *exact: Tensor) -> None:
+        kept = self.keys[layer][:, tokens], self.values[layer][:, tokens]
+        pairs = [(k.float(), e.float()) for k, e in zip(kept, exact, strict=True)]
+        self._squares[layer, 0] = sum((k - e).square().sum() for k, e in pairs)
+        self._squares[layer, 1] = sum(e.square().sum() for _, e in pairs)
+
+    @property
+    def rounding_error(self) -> float:
+        """What `kv_dtype` takes from keys and values, relative to them (root mean square over the first block)."""
+        lost, whole = self._squares.sum(dim=0).tolist()
+        return (lost / whole) ** 0.5 if whole else 0.0
+
     def detach(self) -> None:
         """Ends the gradients of all that was written: the history is a constant from here on."""
         for live in self._live:
@@ -307,8 +343,8 @@ class Cache:
         The archive's copy stands at its base position; the key sum has no temporal rotation.
         """
         at_base = rotate(keys, self._reduced_base)
-        self._reduced[layer, 0] = at_base.detach()
-        self._reduced[layer, 1] = values.detach()
+        self._reduced[layer, 0] = self._kept(at_base.detach())
+        self._reduced[layer, 1] = self._kept(values.detach())
         if at_base.requires_grad or values.requires_grad:
             self._live_reduced[self.block, layer] = at_base, values
         content = rotate(keys[:, :, : self.heads].detach(), self._content_keys)
@@ -330,11 +366,11 @@ class Cache:
 
     def _empty(self, tokens: int) -> Tensor:
         shape = (self.batch, tokens, self.model.heads, self.model.head_dim)
-        return torch.empty(shape, device=self.device, dtype=self.dtype)
+        return torch.empty(shape, device=self.device, dtype=self.kept_dtype)
 
     def bytes(self) -> dict[str, int]:
         """Bytes in use, by owner (`record.PARTITIONS`)."""
-        token = self.batch * self.model.kv_bytes(1, self.dtype.itemsize)
+        token = self.batch * self.model.kv_bytes(1, self.kept_dtype.itemsize)
         full = self.layout.tokens_per_block * token
         return {
             "sink": len(self.partition.sink) * full,

@@ -20,6 +20,7 @@ COMPRESSED_SPACE_STRIDE = 4  # full-resolution tokens a compressed token, in eac
 LONGEST_SECONDS = 10_000_000  # the method has no limit; whoever asks for more than months has mistyped
 SELECTIONS = ("affinity", "recency")
 ARCHIVE_DEVICES = ("auto", "device", "host")
+KV_DTYPES = ("model", "fp8_e4m3")
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ class CacheConfig:
             made, and positions grow with the video: for comparison only.
         archive_device: "device", "host", or "auto" (on the device up to `archive_budget_gb`, then in host memory).
         archive_budget_gb: device memory for the archive of compressed blocks, in 10^9 bytes.
+        kv_dtype: what keys and values are kept in, buffers and archive: "model" is the type that the model runs in,
+            "fp8_e4m3" a byte a value (the current block's own are exact in its passes).
 
     Raises PackForcingError when the partitions are not whole blocks or a value is out of its range.
     """
@@ -138,6 +141,7 @@ class CacheConfig:
     rope_adjustment: bool = True
     archive_device: str = "auto"
     archive_budget_gb: float = 1.0
+    kv_dtype: str = "model"
 
     def __post_init__(self) -> None:
         if self.block_frames < 1:
@@ -158,6 +162,8 @@ class CacheConfig:
             raise PackForcingError(
                 f"archive_device must be one of {', '.join(ARCHIVE_DEVICES)}, but it is '{self.archive_device}'."
             )
+        if self.kv_dtype not in KV_DTYPES:
+            raise PackForcingError(f"kv_dtype must be one of {', '.join(KV_DTYPES)}, but it is '{self.kv_dtype}'.")
         for name in ("query_fraction", "head_fraction"):
             if not 0 < getattr(self, name) <= 1:
                 raise PackForcingError(f"{name} must be above 0 and at most 1, but it is {getattr(self, name)}.")
@@ -188,6 +194,10 @@ class CacheConfig:
         """Device bytes that the archive may take."""
         budgets = {"device": float("inf"), "host": 0.0, "auto": self.archive_budget_gb * 1e9}
         return budgets[self.archive_device]
+
+    def bytes_per_value(self, model: int) -> int:
+        """Bytes of a cached key's or value's number, for a model that runs in a type of `model` bytes."""
+        return 1 if self.kv_dtype == "fp8_e4m3" else model
 
     def partition(self, block: int) -> Partition:
         """Where the blocks 0..block-1 are while block `block` is being made."""

@@ -56,7 +56,7 @@ def plan(
     Args:
         seconds: wanted duration; it is rounded up to whole blocks.
         temporal_stride: the compressor's; None takes the default for the block size.
-        bytes_per_value: 2 for bfloat16 keys and values.
+        bytes_per_value: of the type that the model runs in, 2 for bfloat16; `kv_dtype` may be smaller.
     """
     stride = default_temporal_stride(config.block_frames) if temporal_stride is None else temporal_stride
     layout = Layout(config, size, stride)
@@ -64,7 +64,8 @@ def plan(
     full_tokens = length.latent_frames * size.tokens_per_frame
     # While the last block is made, every block before it that is no sink lies in the archive, the recent ones too.
     archive_blocks = config.archived_blocks(length.blocks)
-    archive_bytes_per_block = model.kv_bytes(layout.compressed_tokens_per_block, bytes_per_value)
+    kept = config.bytes_per_value(bytes_per_value)
+    archive_bytes_per_block = model.kv_bytes(layout.compressed_tokens_per_block, kept)
     frames = config.sink_frames + config.top_k * config.block_frames + config.recent_frames + config.block_frames
     if not config.rope_adjustment:
         frames = length.latent_frames
@@ -84,8 +85,8 @@ def plan(
         recent_tokens=layout.recent_tokens,
         cached_tokens=layout.cached_tokens,
         context_tokens=layout.context_tokens,
-        cache_bytes=model.kv_bytes(layout.cached_tokens, bytes_per_value),
-        context_bytes=model.kv_bytes(layout.context_tokens, bytes_per_value),
+        cache_bytes=model.kv_bytes(layout.cached_tokens, kept),
+        context_bytes=model.kv_bytes(layout.context_tokens, kept),
         archive_bytes_per_block=archive_bytes_per_block,
         archive_blocks=archive_blocks,
         archive_bytes=archive_blocks * archive_bytes_per_block,

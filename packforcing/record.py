@@ -46,6 +46,7 @@ class CacheRecord:
     compressor: str
     dtype: str
     device: str
+    rounding_error: float = 0.0  # what the configuration's kv_dtype takes from keys and values, relative to them
     blocks: list[BlockRecord] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:

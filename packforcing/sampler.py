@@ -249,6 +249,8 @@ class LongVideo:
         with self._timed(record, "commit"):
             self.wan.commit(block.latents, self.text, self.cache, reduced)
             self.cache.end()
+        if block.index == 0:
+            self.record.rounding_error = self.cache.rounding_error
         self._uncommitted = None  # only now: a run that was stopped before this must still do it
         self._fill(record)
 

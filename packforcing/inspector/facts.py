@@ -16,10 +16,16 @@ def layout_of(record: CacheRecord) -> Layout:
     return Layout(record.config, record.size, record.temporal_stride)
 
 
-def bytes_per_value(record: CacheRecord) -> int:
+def model_bytes_per_value(record: CacheRecord) -> int:
+    """Bytes of a number in the type that the model ran in: a full cache's."""
     return next(
         (size for name, size in (("64", 8), ("32", 4), ("8", 1)) if record.dtype.split("_")[0].endswith(name)), 2
     )
+
+
+def bytes_per_value(record: CacheRecord) -> int:
+    """Bytes of a cached number."""
+    return record.config.bytes_per_value(model_bytes_per_value(record))
 
 
 def selected_by(block: BlockRecord) -> np.ndarray:

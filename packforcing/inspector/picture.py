@@ -13,10 +13,10 @@ from ..record import PARTITIONS, CacheRecord
 from ..units import byte_unit
 from .facts import (
     attended_mids,
-    bytes_per_value,
     counted,
     frames_made,
     layout_of,
+    model_bytes_per_value,
     seconds_per_block,
     selected_by,
     token_counts,
@@ -441,7 +441,7 @@ def _bytes_now(record: CacheRecord) -> str:
     text = f"now {(sum(now.values()) - host) / unit:,.2f} {name} on the device"
     if host:
         text += f", {host / unit:,.2f} {name} in host memory"
-    full = record.model.kv_bytes(int(token_counts(record)["full"][-1]), bytes_per_value(record))
+    full = record.model.kv_bytes(int(token_counts(record)["full"][-1]), model_bytes_per_value(record))
     return text + f"; a full cache would hold {full / unit:,.1f} {name}"
 
 

@@ -13,6 +13,7 @@ from .facts import (
     counted,
     frames_made,
     layout_of,
+    model_bytes_per_value,
     seconds_per_block,
     selection_facts,
     token_counts,
@@ -62,9 +63,14 @@ def _conditions(record: CacheRecord) -> str:
             ("positions", positions),
             ("compressor", compressed),
             ("archive", config.archive_device + budget),
+            ("keys and values", record.dtype if config.kv_dtype == "model" else _rounded(record)),
             ("runs on", f"{record.device}, {record.dtype}"),
         ],
     )
+
+
+def _rounded(record: CacheRecord) -> str:
+    return f"{record.config.kv_dtype}, relative error {record.rounding_error:.1%}"
 
 
 def _memory(record: CacheRecord) -> str:
@@ -83,7 +89,7 @@ def _memory(record: CacheRecord) -> str:
     for name in ("sink", "mid", "recent", "current"):
         line(names.get(name, name), tokens[name], last.bytes.get(name, 0))
     line("context", context, sum(last.bytes.get(n, 0) for n in ("sink", "mid", "recent", "current")), _constant(record))
-    full = model.kv_bytes(tokens["full"], width)
+    full = model.kv_bytes(tokens["full"], model_bytes_per_value(record))
     line("full cache would be", tokens["full"], full, f"{tokens['full'] / context:.1f} times the context")
     for name in ("archive_device", "archive_host"):
         size = last.bytes.get(name, 0)
