@@ -155,7 +155,9 @@ def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[Causal
 
 def compressor_choice(options: argparse.Namespace) -> CompressorChoice:
     if options.compressor is None and options.model == "tiny":
-        return demo_compressor()
+        own = demo_compressor()
+        if own.metadata is not None and own.metadata.block_frames == options.block_frames:
+            return own
     if options.compressor in (None, TRAINING_FREE):
         return CompressorChoice("training-free (LR branch)")
     return CompressorChoice(Path(options.compressor).name, *load_compressor(options.compressor))

@@ -15,6 +15,7 @@ from packforcing.__main__ import main
 from packforcing.checkpoints import CompressorMetadata, save_compressor
 from packforcing.compressor import HRBranch
 from packforcing.config import CacheConfig, FrameSize
+from packforcing.demo import COMPRESSOR_NAME
 from packforcing.errors import PackForcingError
 from packforcing.evaluation import models as models_module
 from packforcing.evaluation import run as command
@@ -173,15 +174,9 @@ def compressor_file(path: Path, dim: int = 256, seed: int = 0) -> Path:
     return path
 
 
-def test_the_compressor_is_the_files_else_the_demos_else_training_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    demo = tmp_path / "demo_compressor.safetensors"
-    monkeypatch.setattr(models_module, "DEMO_COMPRESSOR", demo)
-    assert compressor_choice(Sources()) is models_module.TRAINING_FREE
-    compressor_file(demo)
+def test_the_compressor_is_the_files_else_the_demos_else_training_free(tmp_path: Path) -> None:
     other = compressor_file(tmp_path / "mine.safetensors", seed=1)
-    assert compressor_choice(Sources()).name == "demo_compressor.safetensors"
+    assert compressor_choice(Sources()).name == COMPRESSOR_NAME
     assert compressor_choice(Sources(compressor=str(other))).name == "mine.safetensors"
     assert compressor_choice(Sources(model="x.safetensors")) is models_module.TRAINING_FREE  # not made for that one
     assert digest(compressor_choice(Sources()).state_dict) != digest(
@@ -362,6 +357,7 @@ def test_what_was_done_before_a_failure_is_kept(tmp_path: Path, monkeypatch: pyt
 def test_several_processes_find_what_one_finds(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(REPO)  # the path that the processes start with
     some = settings("packforcing", seconds=(1.0,), prompts=2)
+    models = replace(models, trained=compressor_choice(some.sources))  # what the processes load
     there, here = (
         {result.key: result for result in command.made(some.runs(), some, models, jobs, threads=1)} for jobs in (2, 1)
     )
