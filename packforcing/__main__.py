@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from .bench import run as bench
 from .checkpoints import load_compressor, read_state_dict
 from .compressor import CompressorChoice
 from .config import ARCHIVE_DEVICES, KV_DTYPES, SELECTIONS, CacheConfig, FrameSize, Layout, Length
-from .demo import demo_compressor, demo_transformer, demo_vae
+from .demo import SAMPLING, demo_compressor, demo_transformer, demo_vae
 from .errors import PackForcingError
 from .evaluation import run as evaluation
 from .inspector import picture, report
@@ -64,9 +64,9 @@ def parser() -> argparse.ArgumentParser:
     add_video_options(generate, width=None, height=None, seconds=10.0)
     add_cache_options(generate)
     generate.add_argument("--seed", type=int, default=0)
-    generate.add_argument("--steps", type=int, default=4, help="denoising steps a block")
-    generate.add_argument("--shift", type=float, default=5.0, help="flow shift")
-    generate.add_argument("--update", default=UPDATES[0], choices=UPDATES)
+    generate.add_argument("--steps", type=int, help="denoising steps a block; default: 4, and 8 for the demo models")
+    generate.add_argument("--shift", type=float, help="flow shift; default: 5, and 3 for the demo models")
+    generate.add_argument("--update", choices=UPDATES, help="default: few-step, and euler for the demo models")
     generate.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     generate.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
     generate.add_argument("--output", default="out.mp4", help="the MP4 to write")
@@ -153,6 +153,13 @@ def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[Causal
     return CausalWan(tree, dtype=dtype, device=options.device), vae, context
 
 
+def sampling_of(options: argparse.Namespace) -> Sampling:
+    """The sampling that is asked for; what is not said is what the model was trained for."""
+    usual = SAMPLING if options.model == "tiny" else Sampling()
+    said = {name: getattr(options, name) for name in ("steps", "shift", "update")}
+    return replace(usual, seed=options.seed, **{name: value for name, value in said.items() if value is not None})
+
+
 def compressor_choice(options: argparse.Namespace) -> CompressorChoice:
     if options.compressor is None and options.model == "tiny":
         own = demo_compressor()
@@ -184,7 +191,7 @@ def run_generate(options: argparse.Namespace) -> None:
     size = FrameSize(options.width or default_size[0], options.height or default_size[1])
     config = cache_config(options)
     length = Length(options.seconds, options.fps, config.block_frames)
-    sampling = Sampling(options.seed, options.steps, options.shift, options.update)
+    sampling = sampling_of(options)
     if not options.vae and options.model != "tiny":
         raise PackForcingError("A video file needs the Wan 2.1 VAE: give --vae FILE.")
     device = usable_device(options.device)

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from ..config import FrameSize
+from ..demo import SAMPLING
 from ..errors import PackForcingError
 from ..sampler import Sampling
 from ..schedule import UPDATES
@@ -70,9 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--vae", default="", help="a Wan 2.1 VAE's file; default: the demo's")
     parser.add_argument("--compressor", default="", help="default: the demo's, if trained, else training-free")
-    parser.add_argument("--steps", type=int, default=Sampling.steps, help="denoising steps a block")
-    parser.add_argument("--shift", type=float, default=Sampling.shift, help="flow shift")
-    parser.add_argument("--update", default=Sampling.update, choices=UPDATES)
+    parser.add_argument("--steps", type=int, default=SAMPLING.steps, help="denoising steps a block")
+    parser.add_argument("--shift", type=float, default=SAMPLING.shift, help="flow shift")
+    parser.add_argument("--update", default=SAMPLING.update, choices=UPDATES)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the transformer")
     parser.add_argument("--jobs", type=int, default=1, help="processes that make videos at the same time")
