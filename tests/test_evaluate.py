@@ -363,8 +363,8 @@ def test_several_processes_find_what_one_finds(models: Models, monkeypatch: pyte
     )
     assert there.keys() == here.keys()
     for key, result in here.items():
-        # Not bit by bit: the last bits of a matrix product may depend on where in memory its operands lie. Measures were
-        # seen to differ by 4e-5 at most.
+        # Not bit by bit: the last bits of a matrix product may depend on where in memory its operands lie. Measures
+        # were seen to differ by 4e-5 at most.
         for duration, measures in result.measures.items():
             assert there[key].measures[duration] == pytest.approx(measures, abs=1e-3)
         assert there[key].fingerprint == result.fingerprint
