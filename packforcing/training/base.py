@@ -40,7 +40,7 @@ from ..wan import CausalWan
 from . import options as common
 from .attention import training_attention
 from .clips import ClipSet, LatentClips, prepare
-from .loop import Learner, Micro, Outcome, train
+from .loop import Learner, Micro, Outcome, train, whole
 from .optimizers import muon_and_adamw
 from .vae import channels_last
 from .world import FRAME
@@ -314,7 +314,7 @@ def run(options: argparse.Namespace) -> Outcome:
 
 def export(tree: WanTree, path: str | Path, metadata: Mapping[str, str]) -> Path:
     """Writes a transformer as bfloat16 safetensors under Wan 2.1's names."""
-    state = {name: common.whole(t.detach()).to("cpu", torch.bfloat16) for name, t in tree.state_dict().items()}
+    state = {name: whole(t.detach()).to("cpu", torch.bfloat16) for name, t in tree.state_dict().items()}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: t.contiguous() for name, t in state.items()}, path, metadata={"format": "pt", **metadata})

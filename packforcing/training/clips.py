@@ -21,10 +21,9 @@ from ..compressor import lr_latents, whole_block
 from ..config import VAE_TIME_STRIDE, video_frames
 from ..errors import PackForcingError
 from ..vae import WanVAE, encode_clip
-from .world import FPS, FRAME, render, sample_scene
+from .world import FPS, FRAME, LONGEST_START, render, sample_scene
 
 SHARD = 32  # clips a file
-LONGEST_START = 400  # a clip begins at one of a scene's first frames, so that cameras and objects are anywhere
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from ..wan import CausalWan, TextKV
 from . import options as common
 from .attention import training_attention
 from .base import noise_levels, spread
-from .loop import PRECISIONS, Learner, Micro, Outcome, train
+from .loop import PRECISIONS, Learner, Micro, Outcome, train, whole
 from .rollouts import Rollout, Rollouts, RolloutShape, prepare
 from .vae import channels_last
 from .world import evaluation_prompts, sample_scene
@@ -392,7 +392,7 @@ def export(hr: HRBranch, path: Path, layout: Layout, base_model: str) -> None:
         block_frames=layout.config.block_frames,
         base_model=base_model,
     )
-    state = {f"hr.{name}": common.whole(t.detach()).to(torch.bfloat16) for name, t in hr.state_dict().items()}
+    state = {f"hr.{name}": whole(t.detach()).to(torch.bfloat16) for name, t in hr.state_dict().items()}
     if common.is_main():
         path.parent.mkdir(parents=True, exist_ok=True)
         save_compressor(path, state, metadata)

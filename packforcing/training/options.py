@@ -1,4 +1,4 @@
-"""Options that all trainers of the generator and of the compressor share, and what is made of them."""
+"""Options that all trainers share, and what is made of them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import PackForcingError
-from .loop import DECAYS, PRECISIONS, Outcome, RunConfig, whole
-
-__all__ = ["add_run_arguments", "is_main", "provenance", "run_config", "start", "whole"]
+from .loop import DECAYS, PRECISIONS, Outcome, RunConfig
 
 
 def add_run_arguments(
@@ -71,7 +69,7 @@ def is_main() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def run_config(options: argparse.Namespace) -> RunConfig:
+def run_config(options: argparse.Namespace, final_rate: float = 0.02) -> RunConfig:
     return RunConfig(
         folder=Path(options.folder),
         steps=options.steps,
@@ -80,7 +78,7 @@ def run_config(options: argparse.Namespace) -> RunConfig:
         seed=options.seed,
         warmup=options.warmup,
         decay=options.decay,
-        final_rate=0.02,
+        final_rate=final_rate,
         clip=options.clip,
         precision=options.precision,
         save_every=options.save_every,

@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -39,11 +37,11 @@ from ..vae import (
     load_vae,
     normalise,
 )
-from .loop import DECAYS, PRECISIONS, Learner, Micro, Outcome, RunConfig, train
+from . import options as common
+from .loop import Learner, Micro, Outcome, train
 from .plots import contact_sheet
-from .world import FRAME, render, sample_scene
+from .world import FRAME, LONGEST_START, render, sample_scene
 
-LONGEST_START = 400  # a clip begins at one of a scene's first frames, so that cameras and objects are anywhere
 HELD_OUT_SEED = 7_000_000_000  # scenes of the evaluation; training's seeds are hashes
 
 
@@ -366,70 +364,28 @@ def measure(vae: WanVAE, clips: int = 12) -> dict[str, Any]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `train vae`."""
-    parser.add_argument("--folder", default="out/train-vae", help="checkpoints, log, curves; an earlier run goes on")
-    parser.add_argument("--output", help="the safetensors file to export at the end; default: FOLDER/vae.safetensors")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--image-steps", type=int, default=1000, help="of these, the first, on single frames")
+    common.add_run_arguments(parser, "vae", steps=4000, batch=2, rate=3e-3, warmup=50)
+    parser.add_argument("--image-steps", type=int, default=1000, help="of the steps, the first, on single frames")
     parser.add_argument("--dim", type=int, default=8, help="width; 96 in the released Wan 2.1 VAE")
-    parser.add_argument(
-        "--batch", dest="micro_batch", type=int, default=2, help="samples at once, of 1 to 12 clips each"
-    )
-    parser.add_argument("--accumulate", type=int, default=1, help="batches an update")
-    parser.add_argument("--rate", type=float, default=3e-3, help="learning rate")
-    parser.add_argument("--warmup", type=int, default=50, help="steps")
-    parser.add_argument("--decay", default="cosine", choices=DECAYS)
     parser.add_argument("--ema", type=float, default=0.995, help="of the exported weights; 0 is off")
     parser.add_argument("--kl", type=float, default=VAELosses.kl, help="weight of the KL term")
     parser.add_argument("--edges", type=float, default=VAELosses.edges, help="weight of the edge term")
-    parser.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--precision", default="bfloat16", choices=tuple(PRECISIONS))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is torch's choice")
-    parser.add_argument("--save-every", type=int, default=100, help="steps")
-    parser.add_argument("--evaluate-every", type=int, default=200, help="steps")
-    parser.add_argument("--log-every", type=int, default=10, help="steps")
     parser.add_argument("--calibration-clips", type=int, default=64, help="that the latents' scale is taken from")
-    parser.add_argument("--max-minutes", type=float, default=0.0, help="stop then, with a checkpoint; 0 is no limit")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, log_every=10)
 
 
 def run(options: argparse.Namespace) -> Outcome:
     """Train, or go on training; export what there is."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    device = common.start(options)
     folder = Path(options.folder)
-    config = RunConfig(
-        folder=folder,
-        steps=options.steps,
-        micro_batch=options.micro_batch,
-        accumulate=options.accumulate,
-        seed=options.seed,
-        warmup=options.warmup,
-        decay=options.decay,
-        final_rate=0.01,
-        clip=options.clip,
-        precision=options.precision,
-        save_every=options.save_every,
-        evaluate_every=options.evaluate_every,
-        log_every=options.log_every,
-        max_minutes=options.max_minutes,
-    )
     weights = VAELosses(edges=options.edges, kl=options.kl)
-    trainer = VAETrainer(
-        options.dim, options.seed, options.rate, options.ema, weights, options.image_steps, options.device
-    )
-    outcome = train(trainer, config)
+    trainer = VAETrainer(options.dim, options.seed, options.rate, options.ema, weights, options.image_steps, device)
+    outcome = train(trainer, common.run_config(options, final_rate=0.01))
+    if not common.is_main():
+        return outcome
 
     output = Path(options.output or folder / "vae.safetensors")
-    given = sys.argv[3:] if sys.argv[1:3] == ["train", "vae"] else sys.argv[1:]
-    metadata = {
-        "command": " ".join(["python -m packforcing train vae", *given]),
-        "hardware": f"{options.device}, {platform.machine()}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "minutes": f"{outcome.minutes:.1f}",
-        "steps": str(outcome.step),
-    }
+    metadata = common.provenance(options, outcome)
     with trainer.learners["vae"].averaged() as vae:
         measures = export(vae, output, metadata, options.calibration_clips)
     show(output, folder / "reconstructions.png")
@@ -444,19 +400,3 @@ def show(weights: str | Path, picture: str | Path, clips: int = 6) -> None:
     for clip in held_out_clips(clips, 33):
         rows += [video[0, :, ::8] for video in (clip, reconstruct(vae, clip))]
     contact_sheet(rows, picture)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m packforcing train vae", description=__doc__)
-    add_arguments(parser)
-    options = parser.parse_args()
-    try:
-        options.run(options)
-    except PackForcingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

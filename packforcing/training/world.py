@@ -27,6 +27,7 @@ from ..errors import PackForcingError
 
 FPS = 16
 FRAME = 128
+LONGEST_START = 400  # a clip begins at one of a scene's first frames, so that cameras and objects are anywhere
 
 Colour: TypeAlias = tuple[int, int, int]
 
