@@ -109,9 +109,11 @@ class Cache:
         # blocks, (block, layer) -> keys at base positions, values.
         self._live: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in range(model.layers)]
         self._live_reduced: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        # With a `kv_dtype` smaller than the model's: what was written last (layer, tokens, keys, values), still exact;
-        # and by layer the squares of what rounding took from the first block, and of what it took it from.
-        self._exact: tuple[int, slice, Tensor, Tensor] | None = None
+        # With a `kv_dtype` smaller than the model's: what the current block wrote into the layer written last, still
+        # exact (token at which it starts -> keys, values); and by layer the squares of what rounding took from the
+        # first block, and of what it took it from.
+        self._exact_layer = -1
+        self._exact: dict[int, tuple[Tensor, Tensor]] = {}
         self._squares = torch.zeros((model.layers, 2), device=self.device)
 
     # ------------------------------------------------------------------ positions
@@ -153,6 +155,7 @@ class Cache:
         self.selected = [None] * self.model.layers
         self.mid_slots_written = 0
         self.recent_rotated = 0
+        self._exact_layer, self._exact = -1, {}
         self._rotate_recent()
 
         self._slot_anchor[self._slot(block)] = self.anchors.current
@@ -202,8 +205,8 @@ class Cache:
         count = self.config.attended_mids(self.block)
         if count == 0:
             chosen = []
-        elif count == len(mids):
-            chosen = list(mids)
+        elif count >= len(mids):  # all of them, each as often as the others where `repeat_mids` asks for more
+            chosen = [mids[slot * len(mids) // count] for slot in range(count)]
         elif self.config.selection == "recency":
             chosen = list(mids[-count:])
         else:
@@ -283,9 +286,11 @@ class Cache:
         self.values[layer][:, tokens] = self._kept(values.detach())
         self._live[layer].pop(tokens.start, None)
         if self.kept_dtype != self.dtype:
-            self._exact = layer, tokens, keys.detach(), values.detach()
-            if self.block == 0:
-                self._measure_rounding(*self._exact)
+            if layer != self._exact_layer:
+                self._exact_layer, self._exact = layer, {}
+            self._exact[tokens.start] = keys.detach(), values.detach()
+            if self.block == 0 and tokens == self._slot_tokens(0):
+                self._measure_rounding(layer, tokens, *self._exact[tokens.start])
         if keys.requires_grad or values.requires_grad:
             self._live[layer][tokens.start] = keys, values
 
@@ -295,10 +300,10 @@ class Cache:
         buffers = self.keys[layer][:, :length], self.values[layer][:, :length]
         if self.kept_dtype != self.dtype:
             buffers = buffers[0].to(self.dtype), buffers[1].to(self.dtype)
-            if self._exact is not None and self._exact[0] == layer and self._exact[1].stop <= length:
-                _, tokens, keys, values = self._exact
-                buffers[0][:, tokens] = keys.to(self.dtype)
-                buffers[1][:, tokens] = values.to(self.dtype)
+            for start, pair in self._exact.items() if layer == self._exact_layer else ():
+                if start < length:
+                    for buffer, exact in zip(buffers, pair, strict=True):
+                        buffer[:, start : start + exact.shape[1]] = exact.to(self.dtype)
         live = sorted((start, pair) for start, pair in self._live[layer].items() if start < length)
         if not live:
             return buffers

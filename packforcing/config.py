@@ -126,6 +126,8 @@ class CacheConfig:
         archive_budget_gb: device memory for the archive of compressed blocks, in 10^9 bytes.
         kv_dtype: what keys and values are kept in, buffers and archive: "model" is the type that the model runs in,
             "fp8_e4m3" a byte a value (the current block's own are exact in its passes).
+        repeat_mids: for training on short clips: while there are fewer mid blocks than `top_k`, they are attended
+            several times, side by side, so that the context is as long as it is late in a video.
 
     Raises PackForcingError when the partitions are not whole blocks or a value is out of its range.
     """
@@ -142,6 +144,7 @@ class CacheConfig:
     archive_device: str = "auto"
     archive_budget_gb: float = 1.0
     kv_dtype: str = "model"
+    repeat_mids: bool = False
 
     def __post_init__(self) -> None:
         if self.block_frames < 1:
@@ -210,7 +213,8 @@ class CacheConfig:
 
     def attended_mids(self, block: int) -> int:
         """How many mid blocks block `block` attends to."""
-        return min(self.top_k, len(self.partition(block).mid))
+        mids = len(self.partition(block).mid)
+        return self.top_k if self.repeat_mids and mids else min(self.top_k, mids)
 
     def archived_blocks(self, blocks: int) -> int:
         """How many compressed blocks a video of `blocks` blocks archives: no sinks, and not the last block."""

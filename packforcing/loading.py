@@ -1,10 +1,13 @@
-"""What several commands load: a device by its name, a transformer from its file."""
+"""What several commands load: a device by its name, a transformer from its file; and what tells weights apart."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from .checkpoints import load_wan
 from .errors import PackForcingError
@@ -26,3 +29,14 @@ def load_tree(path: str | os.PathLike[str], weights: str = "auto") -> WanTree:
     shape = loaded.shape
     sizes = WanSizes(shape.dim, shape.ffn_dim, shape.layers, shape.heads, shape.in_channels, shape.text_dim)
     return build_tree(sizes, loaded.state_dict)
+
+
+def digest(state_dict: Mapping[str, Tensor]) -> str:
+    """A short hash of names, shapes and values; "" for an empty state dict."""
+    if not state_dict:
+        return ""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(state_dict.items()):
+        sha.update(f"{name} {list(tensor.shape)}".encode())
+        sha.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    return sha.hexdigest()[:16]

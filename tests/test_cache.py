@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -112,6 +113,9 @@ class Everything:
     def choose(self, block: int, layer: int, queries: Tensor) -> list[int]:
         """Method 5: the top-k of the mid blocks by the literal double sum, in chronological order."""
         c, (_, mid, _) = self.layout.config, self.history(block)
+        if c.repeat_mids and 0 < len(mid) < c.top_k:
+            slots = range(c.top_k)
+            return [m for i, m in enumerate(mid) for s in slots if i / len(mid) <= s / c.top_k < (i + 1) / len(mid)]
         if c.selection == "recency":
             return mid[max(0, len(mid) - c.top_k) :]
         tokens = queries.shape[1]
@@ -236,8 +240,8 @@ def same_bits(found: list[Tensor], expected: list[Tensor]) -> bool:
 
 
 def in_order(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows sorted by their values, which are copies and never rounded; no two random rows share one."""
-    order = values[0, :, 0, 0].argsort()
+    """Rows sorted by their values, which are copies and never rounded; a repeated block's by their keys, too."""
+    order = torch.from_numpy(np.lexsort((keys[0, :, 0, 0].numpy(), values[0, :, 0, 0].numpy())))
     return keys[:, order].double(), values[:, order].double()
 
 
@@ -380,6 +384,8 @@ def moved_recent_blocks(before: list[Place], after: list[Place], recent: list[in
 @example(wanted=setup(block_frames=4, sink_frames=8, recent_frames=0, position_range=16))
 @example(wanted=setup(block_frames=1, sink_frames=0, recent_frames=0, top_k=4, stride=1, query_fraction=1.0))
 @example(wanted=setup(top_k=0))
+@example(wanted=setup(blocks=12, top_k=5, repeat_mids=True, layers=2))
+@example(wanted=setup(blocks=12, top_k=4, repeat_mids=True, sink_frames=0, position_range=9))
 @settings(deadline=None, derandomize=True, max_examples=25)
 def test_every_context_is_what_a_model_that_forgets_nothing_would_build(wanted: Setup) -> None:
     layout, model, batch, blocks, seed = wanted

@@ -59,6 +59,23 @@ def test_history_is_rounded_once_and_the_current_block_is_exact() -> None:
     torch.testing.assert_close(found[:, :tokens], rounded, rtol=0, atol=0)
 
 
+def test_the_current_block_is_exact_beside_its_reduced_form() -> None:
+    cache = cache_of(FP8)
+    g = torch.Generator().manual_seed(0)
+    full, few = cache.layout.tokens_per_block, cache.layout.compressed_tokens_per_block
+    for block in range(2):
+        cache.begin(block)
+        for layer in range(2):  # of four: the second layer's keys are not taken for the first's
+            keys, values = (torch.randn(1, full, 2, 128, generator=g) for _ in range(2))
+            reduced_keys, reduced_values = (torch.randn(1, few, 2, 128, generator=g) for _ in range(2))
+            cache.write(layer, keys, values)
+            cache.write_reduced(layer, reduced_keys, reduced_values)
+            torch.testing.assert_close(cache.context(layer)[1][:, -full:], values, rtol=0, atol=0)
+            torch.testing.assert_close(cache.reduced_context(layer)[1][:, -few:], reduced_values, rtol=0, atol=0)
+    assert not torch.equal(cache.context(0)[1][:, -full:], cache.context(1)[1][:, -full:])
+    assert torch.equal(cache.context(0)[1], cache.values[0][:, : 2 * full].float())  # rounded by now
+
+
 def test_the_error_that_is_reported_is_the_error() -> None:
     """Against the same numbers rounded here; and it stands in the record and in the report."""
     cache = cache_of(FP8)

@@ -90,6 +90,12 @@ def test_the_default_context_spans_80_frames_for_ever() -> None:
     assert a.current + 4 == 80.0
 
 
+def test_repeated_mids_span_as_much_from_the_first_one_on() -> None:
+    config = CacheConfig(sink_frames=4, repeat_mids=True)
+    assert anchors(config, 2) == anchors(CacheConfig(sink_frames=4), 2)
+    assert anchors(config, 3) == anchors(CacheConfig(sink_frames=4), 100)
+
+
 @given(config=configs(squeezed=None), block=ANY_BLOCK)
 @settings(deadline=None, derandomize=True)
 def test_sinks_stand_where_they_were_made(config: CacheConfig, block: int) -> None:

@@ -21,7 +21,7 @@ from packforcing.__main__ import main
 from packforcing.checkpoints import load_compressor, load_wan
 from packforcing.errors import PackForcingError
 from packforcing.text import encode_prompt
-from packforcing.training import base, clips, compressor, options, rollouts
+from packforcing.training import base, clips, compressor, models, options, rollouts
 from packforcing.training.loop import Checkpoints, read_log
 from packforcing.training.optimizers import JointOptimizer
 
@@ -160,7 +160,7 @@ def test_the_branch_learns_what_full_resolution_says(folder: Path, tmp_path: Pat
 
 def test_a_branch_that_begins_at_zero_is_the_training_free_form(folder: Path) -> None:
     parsed = parse("compressor", command("compressor", folder))
-    used = compressor.setting(parsed, torch.device("cpu"))
+    used = models.setting(parsed, torch.device("cpu"))
     shape = rollouts.RolloutShape(4, used.layout.size, used.layout.config, used.sampling)
     made = rollouts.make(used.wan, used.vae, encode_prompt("a red circle")[0], shape, seed=0)
     assert made["latents"].shape == (16, 16, 8, 8)

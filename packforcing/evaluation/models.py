@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..checkpoints import load_compressor, read_state_dict
 from ..compressor import Compressor, CompressorChoice
 from ..demo import VAE_DTYPE, demo_compressor, demo_transformer, demo_vae
-from ..loading import load_tree, usable_device
+from ..loading import digest, load_tree, usable_device
 from ..tree import SIZES, build_tree
 from ..vae import WanVAE, load_vae
 from ..wan import CausalWan
@@ -78,14 +75,3 @@ def compressor_choice(sources: Sources) -> CompressorChoice:
     if sources.compressor:
         return CompressorChoice(Path(sources.compressor).name, *load_compressor(sources.compressor))
     return TRAINING_FREE if sources.model else demo_compressor()  # which fits the demo's transformer only
-
-
-def digest(state_dict: Mapping[str, Tensor]) -> str:
-    """A short hash of names, shapes and values; "" for an empty state dict."""
-    if not state_dict:
-        return ""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(state_dict.items()):
-        sha.update(f"{name} {list(tensor.shape)}".encode())
-        sha.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
-    return sha.hexdigest()[:16]

@@ -6,7 +6,8 @@ given the clean passes of the blocks before it, then has its own clean pass. Gra
 Three things prepare the model for the long runs that it will never see in training:
 
 - The history is often partitioned (`HISTORIES`): blocks are dropped, or reduced by the compressor's LR branch, so that
-  sinks, compressed mid blocks and gaps in time are nothing new.
+  sinks, compressed mid blocks and gaps in time are nothing new. A clip of five blocks has few mid blocks, so in some
+  steps all mid slots are filled with those there are: as many tokens, and sinks as far away, as late in a video.
 - Clean passes see latents with a little noise (`history_noise`), as a model's own output is a little wrong; without it,
   small errors of one block become the next one's truth, and grow.
 - Blocks are cut out of the clip at every noise level, independently of each other.
@@ -39,6 +40,7 @@ from ..vae import load_vae
 from ..wan import CausalWan
 from . import options as common
 from .attention import training_attention
+from .blocks import noise_levels, spread, walk
 from .clips import ClipSet, LatentClips, prepare
 from .loop import Learner, Micro, Outcome, train, whole
 from .optimizers import muon_and_adamw
@@ -56,17 +58,23 @@ class History:
     recent_frames: int
     top_k: int
     share: float
+    repeat_mids: bool = False
     block_frames: int = BLOCK_FRAMES
 
     def config(self) -> CacheConfig:
-        return CacheConfig(self.block_frames, self.sink_frames, self.recent_frames, self.top_k)
+        sizes = self.block_frames, self.sink_frames, self.recent_frames, self.top_k
+        return CacheConfig(*sizes, repeat_mids=self.repeat_mids)
 
 
 HISTORIES = (
-    History(sink_frames=16, recent_frames=4, top_k=0, share=0.45),  # everything
+    History(sink_frames=16, recent_frames=4, top_k=0, share=0.35),  # everything
     History(sink_frames=8, recent_frames=4, top_k=0, share=0.15),  # gaps
-    History(sink_frames=4, recent_frames=4, top_k=16, share=0.25),  # reduced blocks between
-    History(sink_frames=0, recent_frames=4, top_k=16, share=0.15),
+    History(sink_frames=4, recent_frames=4, top_k=16, share=0.10),  # reduced blocks between
+    History(sink_frames=0, recent_frames=4, top_k=16, share=0.05),
+    History(sink_frames=8, recent_frames=4, top_k=16, share=0.10, repeat_mids=True),
+    History(sink_frames=4, recent_frames=4, top_k=16, share=0.10, repeat_mids=True),
+    History(sink_frames=4, recent_frames=4, top_k=6, share=0.10, repeat_mids=True),
+    History(sink_frames=0, recent_frames=4, top_k=16, share=0.05, repeat_mids=True),
 )
 
 
@@ -125,12 +133,6 @@ def initial_state_dict(sizes: WanSizes, seed: int) -> dict[str, Tensor]:
     return state
 
 
-def noise_levels(rng: np.random.Generator, count: int, shift: float) -> np.ndarray:
-    """`count` noise levels in (0, 1), evenly spread before the shift, in random order."""
-    even = (rng.permutation(count) + rng.random(count)) / count
-    return shift * even / (1 + (shift - 1) * even)
-
-
 class BaseTrainer:
     """A `loop.Trainer` with one learner, "base"."""
 
@@ -158,10 +160,13 @@ class BaseTrainer:
         self.learners = {"base": Learner(self.tree, optimizer, options.ema)}
         self.size = FrameSize(clips.clips.size, clips.clips.size)
         self._start = start
+        # Errors count by channel as the channel does in the latents, which the VAE makes by what shows.
+        stds = clips.latents[:256].float().std(dim=(0, 2, 3, 4), keepdim=True)
+        self.loudness = (stds / stds.mean()).to(self.device)
 
     def describe(self) -> Mapping[str, Any]:
         clips = self.clips.clips
-        histories = [[h.sink_frames, h.recent_frames, h.top_k, h.share] for h in self.histories]
+        histories = [list(vars(history).values()) for history in self.histories]
         return {**vars(self.options), "clips": vars(clips), "histories": histories, "weights": self._start}
 
     def turns(self, step: int) -> Sequence[str]:
@@ -200,7 +205,7 @@ class BaseTrainer:
         )
 
     def losses(self, turn: str, batch: Batch) -> dict[str, Tensor]:
-        errors = self.errors(batch, focus_weights(batch.latents, self.options.focus))
+        errors = self.errors(batch, self.loudness * focus_weights(batch.latents, self.options.focus))
         return {"loss": errors.mean(), "first": errors[0].mean(), "last": errors[-1].mean()}
 
     def errors(self, batch: Batch, weights: Tensor) -> Tensor:
@@ -212,18 +217,18 @@ class BaseTrainer:
         frames = self.block_frames
         denoised = zip(batch.noise.split(frames, dim=2), batch.sigma.unbind(dim=1), strict=True)
         blocks, block_weights = batch.latents.split(frames, dim=2), weights.split(frames, dim=2)
+        noises = zip(blocks, batch.history_noise.split(frames, dim=2), batch.history_sigma.unbind(dim=1), strict=True)
+        seen = [torch.lerp(x0, noise, spread(sigma, x0)) for x0, noise, sigma in noises]
         errors = []
-        for i, (x0, other_noise) in enumerate(zip(blocks, batch.history_noise.split(frames, dim=2), strict=True)):
-            cache.begin(i)
+
+        def denoise(i: int) -> None:
             for noise, sigma in islice(denoised, 1 if i else 1 + self.options.first_again):
+                x0 = blocks[i]
                 velocity = self.wan.denoise(torch.lerp(x0, noise, spread(sigma, x0)), sigma, text, cache)
                 error = F.mse_loss(velocity, noise - x0, reduction="none") * block_weights[i]
                 errors.append(error.mean(dim=(1, 2, 3, 4)))
-            if i + 1 < len(blocks):
-                seen = torch.lerp(x0, other_noise, spread(batch.history_sigma[:, i], x0))
-                reduced = self.wan.patch_tokens(batch.reduced[:, i]) if config.becomes_mid(i) else None
-                self.wan.commit(seen, text, cache, reduced)
-                cache.end()
+
+        walk(self.wan, cache, text, seen, lambda i: self.wan.patch_tokens(batch.reduced[:, i]), denoise)
         return torch.stack(errors)
 
     @torch.no_grad()
@@ -235,7 +240,8 @@ class BaseTrainer:
                 numbers = range(first, min(first + 8, len(self.clips)))
                 batch = self._batch([self._sample(number, number) for number in numbers], self.histories[0])
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cache_dtype == torch.bfloat16):
-                    losses.append(self.errors(batch, focus_weights(batch.latents, 0)).mean(dim=0))
+                    weights = self.loudness * focus_weights(batch.latents, 0)
+                    losses.append(self.errors(batch, weights).mean(dim=0))
         return {"held_out": torch.cat(losses).mean().item()}
 
 
@@ -247,11 +253,6 @@ def focus_weights(latents: Tensor, focus: float) -> Tensor:
     """
     distance = (latents - latents.mean(dim=(2, 4), keepdim=True)).abs().mean(dim=1, keepdim=True)
     return 1 - focus + focus * distance / distance.mean(dim=(2, 3, 4), keepdim=True)
-
-
-def spread(levels: Tensor, like: Tensor) -> Tensor:
-    """Noise levels [B] that multiply tensors like [B, 16, T, h, w]."""
-    return levels.to(like).view(-1, 1, 1, 1, 1)
 
 
 # --- command line ---------------------------------------------------------------------------------
@@ -284,8 +285,10 @@ def run(options: argparse.Namespace) -> Outcome:
     clips = ClipSet(options.clips, latent_frames=options.latent_frames, size=options.size)
     clip_folder = Path(options.clip_folder or folder / "clips")
     weights = read_state_dict(options.vae)[0] if options.vae else demo_vae()
-    written = prepare(clip_folder, clips, channels_last(load_vae(weights, torch.bfloat16, device)))
+    vae = channels_last(load_vae(weights, torch.bfloat16, device))
+    written = prepare(clip_folder, clips, vae, *common.part_of(None))
     print(f"{written} of {clips.shards} files of clips encoded", flush=True)
+    common.wait_for_all()
 
     sizes = SIZES["tiny"]
     trainer = BaseTrainer(
@@ -308,14 +311,16 @@ def run(options: argparse.Namespace) -> Outcome:
     outcome = train(trainer, common.run_config(options))
     with trainer.learners["base"].averaged() as tree:
         output = export(tree, options.output or folder / "base.safetensors", common.provenance(options, outcome))
-    print(json.dumps({"output": str(output), "bytes": output.stat().st_size, "minutes": outcome.minutes}))
+    if common.is_main():
+        print(json.dumps({"output": str(output), "bytes": output.stat().st_size, "minutes": outcome.minutes}))
     return outcome
 
 
 def export(tree: WanTree, path: str | Path, metadata: Mapping[str, str]) -> Path:
-    """Writes a transformer as bfloat16 safetensors under Wan 2.1's names."""
+    """Writes a transformer as bfloat16 safetensors under Wan 2.1's names. All processes call it, and one writes."""
     state = {name: whole(t.detach()).to("cpu", torch.bfloat16) for name, t in tree.state_dict().items()}
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.contiguous() for name, t in state.items()}, path, metadata={"format": "pt", **metadata})
+    if common.is_main():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: t.contiguous() for name, t in state.items()}, path, metadata={"format": "pt", **metadata})
     return path

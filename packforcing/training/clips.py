@@ -20,6 +20,7 @@ from torch import Tensor
 from ..compressor import lr_latents, whole_block
 from ..config import VAE_TIME_STRIDE, video_frames
 from ..errors import PackForcingError
+from ..loading import digest
 from ..vae import WanVAE, encode_clip
 from .world import FPS, FRAME, LONGEST_START, render, sample_scene
 
@@ -76,13 +77,23 @@ def shard_path(folder: Path, clips: ClipSet, shard: int) -> Path:
 
 @torch.no_grad()
 def prepare(folder: str | Path, clips: ClipSet, vae: WanVAE, part: int = 0, parts: int = 1) -> int:
-    """Writes the shards that are not there yet; returns how many. Several processes take a `part` of `parts` each."""
+    """Writes the shards that are not there yet; returns how many. Several processes take a `part` of `parts` each.
+
+    Raises PackForcingError when another VAE encoded the shards that are there.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    encoder = digest(vae.state_dict())
     written = 0
     for shard in range(part, clips.shards, parts):
         path = shard_path(folder, clips, shard)
         if path.exists():
+            with safe_open(path, framework="pt") as file:
+                if file.metadata().get("vae") != encoder:
+                    raise PackForcingError(
+                        f"The clips in {folder} were encoded by another VAE than this one: give another --clip-folder, "
+                        "or delete them."
+                    )
             continue
         latents, reduced, captions = [], [], []
         for number in range(shard * SHARD, (shard + 1) * SHARD):
@@ -92,7 +103,7 @@ def prepare(folder: str | Path, clips: ClipSet, vae: WanVAE, part: int = 0, part
             captions.append(caption)
         partial = path.with_suffix(".part")
         tensors = {"latents": torch.stack(latents), "reduced": torch.stack(reduced).contiguous()}
-        save_file(tensors, partial, metadata={"captions": json.dumps(captions)})
+        save_file(tensors, partial, metadata={"captions": json.dumps(captions), "vae": encoder})
         os.replace(partial, path)  # a shard is whole or absent
         written += 1
     return written

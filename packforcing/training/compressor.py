@@ -21,27 +21,19 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..cache import Cache
-from ..checkpoints import CompressorMetadata, read_state_dict, save_compressor
-from ..compressor import PAPER_CHANNELS, HRBranch
-from ..config import LATENT_CHANNELS, CacheConfig, FrameSize, Layout
-from ..demo import demo_transformer, demo_vae
+from ..checkpoints import CompressorMetadata, save_compressor
+from ..compressor import HRBranch
+from ..config import LATENT_CHANNELS, CacheConfig, Layout
 from ..errors import PackForcingError
-from ..loading import load_tree
-from ..sampler import Sampling
-from ..schedule import UPDATES
 from ..text import encode_prompt
-from ..tree import SIZES, WanTree, build_tree, random_state_dict
-from ..vae import WanVAE, init_vae, load_vae
-from ..wan import CausalWan, TextKV
+from ..wan import CausalWan
 from . import options as common
-from .attention import training_attention
-from .base import noise_levels, spread
-from .loop import PRECISIONS, Learner, Micro, Outcome, train, whole
+from .blocks import noise_levels, spread, walk
+from .loop import Learner, Micro, Outcome, train, whole
+from .models import add_model_arguments, default_channels, encoded_prompts, setting
 from .rollouts import Rollout, Rollouts, RolloutShape, prepare
-from .vae import channels_last
 from .world import evaluation_prompts, sample_scene
 
-DEMO_CHANNELS = (32, 64, 128, 256)  # hidden, of the demo's branch; the paper's would be eight times the demo's model
 PROMPT_SEED = 5_000_000_000  # scenes whose captions are the rollouts' prompts; clips have other seeds
 
 
@@ -61,24 +53,6 @@ class Batch:
 def whole_history(blocks: int, block_frames: int) -> CacheConfig:
     """All blocks of a video at full resolution."""
     return CacheConfig(block_frames, sink_frames=(blocks - 1) * block_frames, recent_frames=0, top_k=0)
-
-
-def walk(
-    wan: CausalWan,
-    cache: Cache,
-    text: TextKV,
-    blocks: Sequence[Tensor],
-    reduced: Callable[[int], Tensor],
-    visit: Callable[[int], None],
-) -> None:
-    """Takes known blocks [B, 16, T, h, w] through the model as inference would; `visit(i)` may denoise in block i's
-    place, and `reduced(i)` gives the tokens [B, N_c, d] of a block that becomes a mid block."""
-    for i, x0 in enumerate(blocks):
-        cache.begin(i)
-        visit(i)
-        if i + 1 < len(blocks):
-            wan.commit(x0, text, cache, reduced(i) if cache.config.becomes_mid(i) else None)
-            cache.end()
 
 
 class CompressorTrainer:
@@ -234,98 +208,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels", help="hidden channels, four numbers; default: 32,128,512,2048, less for the demo")
     parser.add_argument("--ema", type=float, default=0.99, help="of the exported weights; 0 is off")
     parser.set_defaults(run=run)
-
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which generator, VAE and prompts; the partition; how it samples."""
-    parser.add_argument(
-        "--model", default="demo", help="a causal Wan checkpoint's file, demo, or random:NAME to measure costs"
-    )
-    parser.add_argument("--vae", help="the Wan 2.1 VAE's file; the demo has its own")
-    parser.add_argument("--prompts", help="safetensors file of encoded prompts [L, 4096]; the demo makes its own")
-    parser.add_argument("--width", type=int, help="pixels; default: 832, and 128 for the demo")
-    parser.add_argument("--height", type=int, help="pixels; default: 480, and 128 for the demo")
-    parser.add_argument("--block", type=int, default=4, help="latent frames a block: a property of the checkpoint")
-    parser.add_argument("--sink", type=int, default=8, help="latent frames of sink")
-    parser.add_argument("--recent", type=int, default=4, help="latent frames of recent")
-    parser.add_argument("--top-k", type=int, default=16, help="mid blocks attended")
-    parser.add_argument("--denoising-steps", type=int, default=4, help="a block, when rollouts are made")
-    parser.add_argument("--shift", type=float, default=5.0, help="flow shift of the noise levels")
-    parser.add_argument("--update", default="few-step", choices=UPDATES, help="euler for models not distilled")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What `add_model_arguments`'s options name."""
-
-    wan: CausalWan
-    vae: WanVAE
-    layout: Layout
-    sampling: Sampling
-    name: str
-
-
-RANDOM = "random:"  # and a name of `tree.SIZES`: a model to measure costs with
-
-
-def tree_of(model: str) -> WanTree:
-    """The transformer that an option names: demo, random:NAME, or a checkpoint's file."""
-    if model == "demo":
-        return build_tree(SIZES["tiny"], demo_transformer())
-    if not model.startswith(RANDOM):
-        return load_tree(model)
-    name = model.removeprefix(RANDOM)
-    if name not in SIZES:
-        raise PackForcingError(f"There is no model size '{name}': choose one of {', '.join(SIZES)}.")
-    return build_tree(SIZES[name], random_state_dict(SIZES[name], seed=0))
-
-
-def own_vae(demo: bool) -> Mapping[str, Tensor]:
-    """The VAE of a model that comes without a file: the demo's, or random weights at the real one's width."""
-    return demo_vae() if demo else init_vae(dim=96).state_dict()
-
-
-def default_channels(model: str) -> tuple[int, ...]:
-    return DEMO_CHANNELS if model in ("demo", f"{RANDOM}tiny") else PAPER_CHANNELS
-
-
-def setting(options: argparse.Namespace, device: torch.device, trained: bool = False) -> Setting:
-    """Loads the models; `trained`: the generator's weights will move, and stay in float32.
-
-    Raises PackForcingError when files are missing or do not fit.
-    """
-    demo = options.model in ("demo", f"{RANDOM}tiny")
-    if not options.model.startswith(RANDOM) and not demo and not (options.vae and options.prompts):
-        raise PackForcingError(
-            "A real model needs its VAE and encoded prompts: give --vae FILE and --prompts FILE (safetensors, one "
-            "tensor [L, 4096] a prompt, encoded by UMT5-XXL)."
-        )
-    size = FrameSize(options.width or (128 if demo else 832), options.height or (128 if demo else 480))
-    config = CacheConfig(options.block, options.sink, options.recent, options.top_k)
-    layout = Layout(config, size, 2 if options.block % 2 == 0 else 1)
-    dtype = PRECISIONS[options.precision] or torch.float32
-    tree = tree_of(options.model)
-    state = read_state_dict(options.vae)[0] if options.vae else own_vae(demo)
-    vae_dtype = torch.bfloat16 if device.type == "cpu" else dtype
-    vae = channels_last(load_vae(state, vae_dtype, device))
-    if trained:
-        dtype = torch.float32
-    wan = CausalWan(tree.to(device, dtype), training_attention(device), dtype=dtype, device=device)
-    sampling = Sampling(0, options.denoising_steps, options.shift, options.update)
-    return Setting(wan, vae, layout, sampling, Path(options.model).name)
-
-
-def encoded_prompts(path: str) -> list[Tensor]:
-    """The tensors of a file, each an encoded prompt [L, 4096]. Raises PackForcingError when they are none."""
-    tensors, _ = read_state_dict(path)
-    contexts = [tensor.reshape(-1, tensor.shape[-1]) for _, tensor in sorted(tensors.items()) if tensor.ndim >= 2]
-    widths = sorted({tensor.shape[-1] for tensor in contexts})
-    if len(contexts) != len(tensors) or len(widths) != 1:
-        raise PackForcingError(
-            f"{path} must hold encoded prompts [L, 4096] and nothing else, but it has {len(tensors)} tensors, of the "
-            f"widths {widths}."
-        )
-    return contexts
 
 
 def prompt_contexts(options: argparse.Namespace, count: int, held_out: int) -> list[Tensor]:

@@ -42,10 +42,10 @@ from ..schedule import few_step_update, predicted_x0, sigmas
 from ..text import encode_prompt
 from ..vae import StreamingDecoder, WanVAE
 from ..wan import CausalWan, TextKV
-from . import base, compressor
+from . import base, compressor, models
 from . import options as common
 from .attention import training_attention
-from .base import spread
+from .blocks import spread
 from .loop import Learner, Micro, Outcome, RunConfig, train
 from .world import sample_scene
 
@@ -81,13 +81,6 @@ class Batch:
     exit_step: int
     gradient: tuple[int, ...]
     sigma: Tensor
-
-
-class Generator(nn.ModuleDict):
-    """The generator's tree and its compressor's HR branch, as the one module that DMD trains."""
-
-    def __init__(self, tree: nn.Module, hr: HRBranch) -> None:
-        super().__init__({"tree": tree, "hr": hr})
 
 
 class ForcingTrainer:
@@ -145,7 +138,7 @@ class ForcingTrainer:
                 shard(self.trees[name])
         generator = self._optimizer([tree, hr], self.options.generator_rate)
         self.learners = {
-            "generator": Learner(Generator(tree, hr), generator, self.options.ema),
+            "generator": Learner(nn.ModuleDict({"tree": tree, "hr": hr}), generator, self.options.ema),
             "critic": Learner(critic, self._optimizer([critic], self.options.critic_rate)),
         }
 
@@ -362,7 +355,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_run_arguments(
         parser, "forcing", steps=15_000, batch=1, rate=ForcingOptions.generator_rate, warmup=0, decay="constant"
     )
-    compressor.add_model_arguments(parser)
+    models.add_model_arguments(parser)
     parser.add_argument(
         "--teacher",
         help="a bidirectional Wan checkpoint's file (Wan2.1-T2V-1.3B); needed, but for a model named random:...",
@@ -385,7 +378,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Outcome | None:
     """Train, or go on training; export generator and compressor. With --dry-run, measure one turn of each kind."""
     device = common.start(options)
-    used = compressor.setting(options, device, trained=True)
+    used = models.setting(options, device, trained=True)
     trainer = build(options, used, device)
     config = common.run_config(options)
     if options.dry_run:
@@ -407,14 +400,14 @@ def run(options: argparse.Namespace) -> Outcome | None:
     return outcome
 
 
-def build(options: argparse.Namespace, used: compressor.Setting, device: torch.device) -> ForcingTrainer:
+def build(options: argparse.Namespace, used: models.Setting, device: torch.device) -> ForcingTrainer:
     """The trainer that the command's options ask for."""
     if options.teacher is None and not options.model.startswith("random:"):
         raise PackForcingError(
             "DMD needs a bidirectional teacher: give --teacher FILE (for Wan, Wan2.1-T2V-1.3B; for the demo, what "
             "`train base --bidirectional` makes)."
         )
-    teacher, critic = (compressor.tree_of(options.teacher or options.model) for _ in range(2))
+    teacher, critic = (models.tree_of(options.teacher or options.model) for _ in range(2))
     dim = used.wan.shape.dim
     if options.compressor:
         state, metadata = load_compressor(options.compressor)
@@ -426,7 +419,7 @@ def build(options: argparse.Namespace, used: compressor.Setting, device: torch.d
         hr = hr_branch({name: tensor.float() for name, tensor in state.items()}, metadata.temporal_stride)
     else:
         torch.manual_seed(options.seed)
-        channels = common.numbers(options.channels) or compressor.default_channels(options.model)
+        channels = common.numbers(options.channels) or models.default_channels(options.model)
         hr = HRBranch((LATENT_CHANNELS, *channels, dim), used.layout.temporal_stride)
     settings = ForcingOptions(
         generator_rate=options.rate,
@@ -461,14 +454,14 @@ def prompt_source(options: argparse.Namespace) -> Callable[[int], Tensor]:
     """Encoded prompts [L, 4096] by seed: of the file's, or of the synthetic world."""
     if options.prompts is None:
         return lambda seed: encode_prompt(sample_scene(seed).caption)[0]
-    contexts = compressor.encoded_prompts(options.prompts)
+    contexts = models.encoded_prompts(options.prompts)
     return lambda seed: contexts[int(np.random.default_rng(seed).integers(len(contexts)))].float()
 
 
 def empty_prompt(options: argparse.Namespace) -> Tensor:
     """The encoded prompt [L, 4096] that guidance leads away from."""
     if options.empty_prompt:
-        return compressor.encoded_prompts(options.empty_prompt)[0].float()
+        return models.encoded_prompts(options.empty_prompt)[0].float()
     if options.prompts and options.guidance != 1:
         raise PackForcingError(
             "Guidance leads away from a negative prompt: give --empty-prompt FILE (safetensors, encoded like "

@@ -2,9 +2,10 @@
 
 What a diffusion model wants of it besides sharp pictures is a latent space of a known scale. The Wan convention is
 fixed: `vae.normalise` takes 16 constants off. So after training, an affine map a channel is absorbed into the 1x1x1
-convolutions on both sides of the latents (`absorb_scale`): exactly the same pictures, and normalised latents of mean 0
-and variance 1. A channel that the KL term has emptied is not blown up to unit variance but made constant: it is 0
-after `normalise`, and the decoder does not read it.
+convolutions on both sides of the latents (`absorb_scale`): exactly the same pictures, and normalised latents of mean 0,
+with a standard deviation of 1 where a channel shows in the pictures, and less where it hardly does
+(`LatentStatistics.loudness`). A channel that the KL term has emptied is not blown up but made constant: it is 0 after
+`normalise`, and the decoder does not read it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from .loop import Learner, Micro, Outcome, train
 from .plots import contact_sheet
 from .world import FRAME, LONGEST_START, render, sample_scene
 
+QUIETEST = 0.15  # standard deviation of a normalised latent channel that hardly shows
 HELD_OUT_SEED = 7_000_000_000  # scenes of the evaluation; training's seeds are hashes
 
 
@@ -269,16 +271,41 @@ class LatentStatistics:
     mean: Tensor
     std: Tensor
     noise: Tensor  # root mean posterior variance: how loud the encoder's own noise is
+    visible: Tensor  # root mean square change of the pixels when a channel is disturbed by a share of its std
 
     @property
     def informative(self) -> Tensor:
         """Channels that vary by more than a tenth of their own noise; the others carry nothing."""
         return self.std > 0.1 * self.noise
 
+    @property
+    def loudness(self) -> Tensor:
+        """Standard deviations that normalised latents shall have: by how much a channel shows in the pictures.
+
+        Three channels carry the colours of 8x8 patches, and thirteen the fine detail of edges, which moves pixels ten
+        times less. Were they all as loud, four fifths of a diffusion model's loss would be detail, and it would have to
+        decide on detail and on what the picture shows at the same noise levels.
+        """
+        return (2 * self.visible / self.visible.max()).clamp(QUIETEST, 1)
+
 
 @torch.no_grad()
-def latent_statistics(vae: WanVAE, clips: Iterable[Tensor]) -> LatentStatistics:
-    """Mean, std and posterior noise of each latent channel over clips [1, 3, F, H, W]."""
+def visibility(vae: WanVAE, mean: Tensor, std: Tensor, share: float = 0.3) -> Tensor:
+    """Mean square change of the decoded pixels for each channel of latents [1, 16, T, h, w] that is disturbed by noise
+    of `share` of its std [16]."""
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0)).to(mean)
+    pixels = vae.decode(mean)
+    changes = []
+    for channel in range(LATENT_CHANNELS):
+        disturbed = mean.clone()
+        disturbed[:, channel] += share * float(std[channel]) * noise[:, channel]
+        changes.append((vae.decode(disturbed) - pixels).double().square().mean().cpu())
+    return torch.stack(changes)
+
+
+@torch.no_grad()
+def latent_statistics(vae: WanVAE, clips: Sequence[Tensor], disturbed: int = 8) -> LatentStatistics:
+    """What latents are like over clips [1, 3, F, H, W]; visibility is measured on the first `disturbed` of them."""
     sums = torch.zeros(3, LATENT_CHANNELS, dtype=torch.float64)
     count = 0
     for clip in clips:
@@ -287,12 +314,15 @@ def latent_statistics(vae: WanVAE, clips: Iterable[Tensor]) -> LatentStatistics:
         sums += torch.stack([mean.sum(axes), mean.square().sum(axes), log_variance.exp().sum(axes)])
         count += mean[:, 0].numel()
     mean, square, variance = sums / count
-    return LatentStatistics(mean, (square - mean.square()).clamp_min(0).sqrt(), variance.sqrt())
+    std = (square - mean.square()).clamp_min(0).sqrt()
+    encoded = [vae.encode(clip.to(vae.device, vae.dtype))[0] for clip in clips[:disturbed]]
+    visible = torch.stack([visibility(vae, latents, std) for latents in encoded]).mean(dim=0).sqrt()
+    return LatentStatistics(mean, std, variance.sqrt(), visible)
 
 
 @torch.no_grad()
 def absorb_scale(vae: WanVAE, statistics: LatentStatistics) -> None:
-    """Give the latents Wan's mean and std in each channel, and leave the pictures as they are.
+    """Give the latents Wan's mean and, in parts of Wan's std, their loudness; leave the pictures as they are.
 
     Both sides of the latents are 1x1x1 convolutions without anything between, so the map m -> a m + b goes into the
     encoder's and its inverse into the decoder's. An uninformative channel becomes the constant Wan mean, and the
@@ -301,7 +331,9 @@ def absorb_scale(vae: WanVAE, statistics: LatentStatistics) -> None:
     wan_mean = torch.tensor(LATENT_MEAN, dtype=torch.float64)
     wan_std = torch.tensor(LATENT_STD, dtype=torch.float64)
     alive = statistics.informative
-    scale = torch.where(alive, wan_std / statistics.std.clamp_min(1e-12), torch.zeros_like(wan_std))
+    scale = torch.where(
+        alive, wan_std * statistics.loudness / statistics.std.clamp_min(1e-12), torch.zeros_like(wan_std)
+    )
     # What the decoder must multiply a channel by, and what it must take for the channel's mean.
     inverse = torch.where(alive, 1 / scale.clamp_min(1e-12), torch.zeros_like(scale))
 
@@ -334,7 +366,7 @@ def export(vae: WanVAE, path: str | Path, metadata: Mapping[str, str], clips: in
     vae = load_vae({name: t.detach().clone().contiguous() for name, t in vae.state_dict().items()}, torch.float32)
     channels_last(vae)
     shape = ClipShape(frames=17, crop=FRAME, size=FRAME, clips=1)
-    absorb_scale(vae, latent_statistics(vae, (sample_clips(shape, seed)[0] for seed in range(clips))))
+    absorb_scale(vae, latent_statistics(vae, [sample_clips(shape, seed)[0] for seed in range(clips)]))
     # float16 and not bfloat16: three more bits, and no weight is anywhere near its limits.
     state = {name: tensor.detach().half().contiguous().cpu() for name, tensor in vae.state_dict().items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
