@@ -18,10 +18,11 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from ..packforcing.attention import Attention, fast_attention, sdpa
 from ..packforcing.errors import PackForcingError
 from ..packforcing.pixels import to_uint8
 from ..packforcing.vae import WanVAE, load_vae
-from ..packforcing.wan import Attention, CausalWan, sdpa
+from ..packforcing.wan import CausalWan
 
 PREVIEW_SIZE = 512
 
@@ -37,11 +38,11 @@ def compute_dtype(model: comfy.model_patcher.ModelPatcher) -> torch.dtype:
 def comfy_attention(model: comfy.model_patcher.ModelPatcher) -> Attention:
     """The attention that the user chose for this model: an override patched onto it, or ComfyUI's choice.
 
-    On the CPU ComfyUI's choice is a chunked fallback for small memory; PyTorch's kernel is the better one there.
+    On the CPU ComfyUI's choice is a chunked fallback for small memory; the library's is the better one there.
     """
     options: dict[str, Any] = dict(model.model_options.get("transformer_options", {}))
     if model.load_device.type == "cpu" and "optimized_attention_override" not in options:
-        return sdpa
+        return fast_attention
     parameters = inspect.signature(optimized_attention).parameters.values()
     takes_options = any(p.name == "transformer_options" or p.kind is p.VAR_KEYWORD for p in parameters)
     extra = {"transformer_options": options} if takes_options else {}

@@ -11,25 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .attention import Attention, fast_attention, sdpa
 from .cache import Cache
 from .config import PATCH, ModelShape
 from .errors import PackForcingError
-
-# (queries [B, Lq, H, D], keys [B, Lk, H, D], values [B, Lk, H, D], mask [Lk] or None) -> [B, Lq, H, D]
-Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-
-
-def sdpa(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot product attention in PyTorch's own kernels; `mask` [Lk] is False on keys that are not attended."""
-    q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))
-    if mask is not None:
-        mask = mask.expand(q.shape[2], -1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -77,7 +66,7 @@ class CausalWan:
     def __init__(
         self,
         tree: nn.Module,
-        attention: Attention = sdpa,
+        attention: Attention = fast_attention,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:

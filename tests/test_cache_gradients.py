@@ -8,9 +8,8 @@ from torch import Tensor
 
 from packforcing.cache import Cache
 from packforcing.config import CacheConfig, FrameSize, Layout
-from packforcing.training.attention import matmul_attention
 from packforcing.tree import WanSizes, build_tree, random_state_dict
-from packforcing.wan import CausalWan, sdpa
+from packforcing.wan import CausalWan
 
 SIZES = WanSizes(dim=128, ffn_dim=64, layers=2, heads=2, text_dim=32)
 BLOCKS = 5
@@ -116,11 +115,3 @@ def test_layers_computed_again_give_the_same_gradients() -> None:
 
     for found, wanted in zip(gradients(True), gradients(False), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_matmul_attention_is_sdpa(masked: bool) -> None:
-    g = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, n, 2, 16, generator=g, dtype=torch.float64) for n in (5, 7, 7))
-    mask = torch.tensor([True, False, True, True, True, False, True]) if masked else None
-    torch.testing.assert_close(matmul_attention(q, k, v, mask), sdpa(q, k, v, mask))

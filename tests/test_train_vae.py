@@ -65,13 +65,29 @@ def test_absorbing_the_scale_leaves_the_pictures(vae: WanVAE, clips: list[Tensor
         torch.testing.assert_close(vae.decode(vae.encode(clip)[0]), frames, rtol=1e-3, atol=1e-3)
 
 
-def test_absorbed_latents_have_mean_0_and_variance_1_or_are_constant(vae: WanVAE, clips: list[Tensor]) -> None:
-    train_vae.absorb_scale(vae, statistics(vae, clips))
+def test_absorbed_latents_have_mean_0_and_are_as_loud_as_they_show(vae: WanVAE, clips: list[Tensor]) -> None:
+    vae.conv2.weight[:, 5] *= 1e-3
+    before = statistics(vae, clips)
+    train_vae.absorb_scale(vae, before)
     latents = torch.cat([encode_clip(vae, clip) for clip in clips]).transpose(0, 1).flatten(1)
-    wanted = torch.ones(LATENT_CHANNELS)
+    wanted = before.loudness.float()
+    assert wanted[5] == pytest.approx(0.15)
+    assert wanted.max() == 1
     wanted[EMPTY] = 0
     torch.testing.assert_close(latents.mean(1), torch.zeros(LATENT_CHANNELS), rtol=0, atol=1e-3)
     torch.testing.assert_close(latents.std(1, correction=0), wanted, rtol=0, atol=1e-3)
+
+
+def test_visibility_is_what_a_channel_does_to_the_pixels(vae: WanVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    effects = torch.zeros(3, LATENT_CHANNELS)
+    effects[0, 2], effects[1, 7] = 1.0, 0.1  # of a decoder that is a matrix
+    monkeypatch.setattr(vae, "decode", lambda z: torch.einsum("pc,bcthw->bpthw", effects, z))
+    std = torch.full((LATENT_CHANNELS,), 2.0)
+    found = train_vae.visibility(vae, torch.randn(1, LATENT_CHANNELS, 8, 32, 32), std, share=0.5).sqrt()
+    expected = 0.5 * 2.0 * effects.norm(dim=0) / 3**0.5
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0)  # 8,192 random numbers a channel
+    loudness = LatentStatistics(std, std, std, found).loudness
+    assert loudness[[2, 7, 0]].tolist() == pytest.approx([1, 0.2, 0.15], rel=0.1)
 
 
 def test_an_empty_channel_does_not_reach_the_decoder(vae: WanVAE, clips: list[Tensor]) -> None:

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from wan_reference import DIM, FFN_DIM, HEADS, TEXT_DIM, TEXT_LENGTH, assert_close, comfy_wan, seeded
 
+from packforcing.attention import sdpa
 from packforcing.cache import Cache
 from packforcing.config import CacheConfig, FrameSize, Layout, ModelShape
 from packforcing.errors import PackForcingError
 from packforcing.tree import WanSizes, build_tree
-from packforcing.wan import CausalWan, check_tree, sdpa
+from packforcing.wan import CausalWan, check_tree
 
 SIZES = WanSizes(dim=DIM, ffn_dim=FFN_DIM, layers=3, heads=HEADS, text_dim=TEXT_DIM)
 SIGMAS = (1.0, 0.9375, 5 / 6, 0.625, 0.1, 0.0)

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..attention import fast_attention
 from ..compressor import lr_latents
 from ..config import LATENT_CHANNELS, PATCH, VAE_TIME_STRIDE, Layout
 from ..tree import MODULATIONS, WanSizes
 from ..vae import StreamingDecoder, WanVAE
-from ..wan import sdpa
 from .clock import best_ms
 
 CPU_FLOP_PER_CALL = 2e10  # a CPU's rate shows on part of the rows, and all of them would take minutes
@@ -211,7 +211,7 @@ def measure_rates(
             torch.randn(1, length, sizes.heads, sizes.dim // sizes.heads, device=device, dtype=dtype)
             for length in (count, keys, keys)
         )
-        ms = best_ms(lambda: sdpa(q, k, v), device, repeats)
+        ms = best_ms(lambda: fast_attention(q, k, v), device, repeats)
         return 1000 * _attend(count, keys, sizes.dim, dtype.itemsize).flop / ms
 
     source = torch.ones(COPIED_BYTES[device.type], dtype=torch.uint8, device=device)

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..attention import training_attention
 from ..cache import Cache
 from ..checkpoints import read_state_dict
 from ..config import CacheConfig, FrameSize, Layout
@@ -39,7 +40,6 @@ from ..tree import SIZES, WanSizes, WanTree, build_tree, random_state_dict
 from ..vae import load_vae
 from ..wan import CausalWan
 from . import options as common
-from .attention import training_attention
 from .blocks import noise_levels, spread, walk
 from .clips import ClipSet, LatentClips, prepare
 from .loop import Learner, Micro, Outcome, train, whole

@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..attention import training_attention
 from ..cache import Cache
 from ..checkpoints import load_compressor
 from ..compressor import Compressor, HRBranch, hr_branch
@@ -44,7 +45,6 @@ from ..vae import StreamingDecoder, WanVAE
 from ..wan import CausalWan, TextKV
 from . import base, compressor, models
 from . import options as common
-from .attention import training_attention
 from .blocks import spread
 from .loop import Learner, Micro, Outcome, RunConfig, train
 from .world import sample_scene

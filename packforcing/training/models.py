@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..attention import training_attention
 from ..checkpoints import read_state_dict
 from ..compressor import PAPER_CHANNELS
 from ..config import CacheConfig, FrameSize, Layout
@@ -21,7 +22,6 @@ from ..schedule import UPDATES
 from ..tree import SIZES, WanTree, build_tree, random_state_dict
 from ..vae import WanVAE, init_vae, load_vae
 from ..wan import CausalWan
-from .attention import training_attention
 from .loop import PRECISIONS
 from .vae import channels_last
 

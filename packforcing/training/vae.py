@@ -304,7 +304,7 @@ def visibility(vae: WanVAE, mean: Tensor, std: Tensor, share: float = 0.3) -> Te
 
 
 @torch.no_grad()
-def latent_statistics(vae: WanVAE, clips: Sequence[Tensor], disturbed: int = 8) -> LatentStatistics:
+def latent_statistics(vae: WanVAE, clips: Sequence[Tensor], disturbed: int = 2) -> LatentStatistics:
     """What latents are like over clips [1, 3, F, H, W]; visibility is measured on the first `disturbed` of them."""
     sums = torch.zeros(3, LATENT_CHANNELS, dtype=torch.float64)
     count = 0
