@@ -120,7 +120,8 @@ def add_cache_options(command: argparse.ArgumentParser) -> None:
 
 
 def cache_config(options: argparse.Namespace) -> CacheConfig:
-    return CacheConfig(**{field.name: getattr(options, field.name) for field in fields(CacheConfig)})
+    given = vars(options)
+    return CacheConfig(**{field.name: given[field.name] for field in fields(CacheConfig) if field.name in given})
 
 
 def run_plan(options: argparse.Namespace) -> None:

@@ -7,11 +7,13 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from subprocess import DEVNULL
+from typing import IO
 
 import pytest
 import torch
@@ -55,27 +57,28 @@ def command(part: str, folder: Path) -> list[str]:
     return [part, *parts[part].split(), *small, *RUN, *RATES]
 
 
-def start(arguments: list[str], processes: int = 1) -> subprocess.Popen[bytes]:
+def start(arguments: list[str], processes: int = 1, errors: IO[bytes] | int = DEVNULL) -> subprocess.Popen[bytes]:
     """A `train` command in a process group of its own, under torchrun where there are several."""
     launcher = ["-m", "packforcing"]
     if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port)]
+        # --standalone takes a free port and keeps it; a port chosen here could be another program's a moment later.
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         launcher += ["-m", "packforcing"]
     environment = {**os.environ, "PYTHONPATH": f"{REPO}", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, *launcher, "train", *arguments],
         env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=DEVNULL,
+        stderr=errors,
         start_new_session=True,
     )
 
 
 def finish(arguments: list[str], processes: int = 1) -> None:
-    assert start(arguments, processes).wait(timeout=300) == 0
+    with tempfile.TemporaryFile() as errors:
+        code = start(arguments, processes, errors).wait(timeout=300)
+        errors.seek(0)
+        assert code == 0, errors.read().decode(errors="replace")[-3000:]
 
 
 def kill_at_random(arguments: list[str], folder: Path, processes: int = 1) -> None:
