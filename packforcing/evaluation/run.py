@@ -1,8 +1,8 @@
 """`evaluate`: cache policies on the same prompts and seeds, measured from pixels.
 
 Each finished run is added to FOLDER/runs.jsonl at once; an evaluation that is started again takes from there what was
-made with the same weights and settings. Results do not depend on `--jobs`: every process uses as many threads as one
-alone would.
+made with the same weights and settings. `--jobs` changes results in their last digits at most: every process uses as
+many threads as one alone would.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -304,19 +304,22 @@ def visibility(vae: WanVAE, mean: Tensor, std: Tensor, share: float = 0.3) -> Te
 
 
 @torch.no_grad()
-def latent_statistics(vae: WanVAE, clips: Sequence[Tensor], disturbed: int = 2) -> LatentStatistics:
+def latent_statistics(vae: WanVAE, clips: Iterable[Tensor], disturbed: int = 2) -> LatentStatistics:
     """What latents are like over clips [1, 3, F, H, W]; visibility is measured on the first `disturbed` of them."""
     sums = torch.zeros(3, LATENT_CHANNELS, dtype=torch.float64)
     count = 0
-    for clip in clips:
-        mean, log_variance = (m.double().cpu() for m in vae.encode(clip.to(vae.device, vae.dtype)))
+    kept = []
+    for number, clip in enumerate(clips):
+        encoded = vae.encode(clip.to(vae.device, vae.dtype))
+        if number < disturbed:
+            kept.append(encoded[0])
+        mean, log_variance = (m.double().cpu() for m in encoded)
         axes = (0, 2, 3, 4)
         sums += torch.stack([mean.sum(axes), mean.square().sum(axes), log_variance.exp().sum(axes)])
         count += mean[:, 0].numel()
     mean, square, variance = sums / count
     std = (square - mean.square()).clamp_min(0).sqrt()
-    encoded = [vae.encode(clip.to(vae.device, vae.dtype))[0] for clip in clips[:disturbed]]
-    visible = torch.stack([visibility(vae, latents, std) for latents in encoded]).mean(dim=0).sqrt()
+    visible = torch.stack([visibility(vae, latents, std) for latents in kept]).mean(dim=0).sqrt()
     return LatentStatistics(mean, std, variance.sqrt(), visible)
 
 
@@ -366,7 +369,7 @@ def export(vae: WanVAE, path: str | Path, metadata: Mapping[str, str], clips: in
     vae = load_vae({name: t.detach().clone().contiguous() for name, t in vae.state_dict().items()}, torch.float32)
     channels_last(vae)
     shape = ClipShape(frames=17, crop=FRAME, size=FRAME, clips=1)
-    absorb_scale(vae, latent_statistics(vae, [sample_clips(shape, seed)[0] for seed in range(clips)]))
+    absorb_scale(vae, latent_statistics(vae, (sample_clips(shape, seed)[0] for seed in range(clips))))
     # float16 and not bfloat16: three more bits, and no weight is anywhere near its limits.
     state = {name: tensor.detach().half().contiguous().cpu() for name, tensor in vae.state_dict().items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
