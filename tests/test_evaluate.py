@@ -389,7 +389,7 @@ MISTAKES = {
     "no end": (["--seconds", "nan"], "must be above 0 and at most 10,000,000 seconds, but it is nan"),
     "full seconds": (["--full-seconds", "0"], "must be above 0 and at most 10,000,000 seconds, but it is 0"),
     "prompts": (["--prompts", "0"], "at least one of its prompts, but 0 are asked for"),
-    "too many prompts": (["--prompts", "100000"], "There are 256 prompts to choose from, but 100000"),
+    "too many prompts": (["--prompts", "100000"], "There are 96 prompts to choose from, but 100000"),
     "seeds": (["--seeds", "-2"], "at least one of its seeds, but -2 are asked for"),
     "size": (["--size", "128"], "--size takes a width and a height, such as 128x128, not '128'"),
     "odd size": (["--size", "100x128"], "The width must be a positive multiple of 16 pixels, but it is 100"),

@@ -257,6 +257,45 @@ def test_a_visit_counts_after_the_camera_went_away() -> None:
     assert last_visit(there_and_back, 190, 50) is None  # forgotten: too long ago
 
 
+# ---------------------------------------------------------------------- what a caption leaves out
+
+
+@pytest.mark.parametrize(
+    "caption", ["two squares bounce", "two red squares bounce", "two squares bounce on a blue background"]
+)
+def test_colours_that_are_not_said_must_stay_those_of_the_beginning(caption: str) -> None:
+    left_out = {"colour": "red" not in caption, "background": "blue" not in caption}
+    assert last_window(truth(SQUARES, 20), caption)["memory"] == 1
+    for attribute, value in (("colour", "green"), ("background", "black")):
+        scores = last_window(squares_but(**{attribute: value}), caption)
+        assert scores["attributes"][attribute] == 0
+        assert scores["memory"] == 1 - left_out[attribute] / sum(left_out.values())
+        assert scores["attribute_accuracy"] == (
+            1 if left_out[attribute] else pytest.approx(1 - 1 / (4 - sum(left_out.values())))
+        )
+
+
+def test_landmarks_that_are_not_said_must_stay_those_of_the_first_way() -> None:
+    caption = "the camera pans over a landscape with a house, a tower and a tree and comes back"
+    late = (35.0, 40.0)
+    assert last_window(truth(PAN, 40), caption, late)["memory"] == 1
+    others = (Landmark("purple", "house"), Landmark("black", "tower"), Landmark("green", "tree"))
+    video = truth(PAN, 40).copy()
+    changed = replace(scene_of(PAN), attributes=replace(scene_of(PAN).attributes, landmarks=others))
+    video[26 * 16 :] = render_uint8(changed, 14 * 16, start=26 * 16)
+    scores = last_window(video, caption, late)
+    assert scores["memory"] == 0
+    assert scores["attribute_accuracy"] == 1  # the sky and the ground
+    assert isnan(last_window(truth(PAN, 40), PAN, late)["memory"])
+
+
+def test_a_video_without_landmarks_has_none_to_remember() -> None:
+    caption = "the camera pans over a landscape with a house and comes back"
+    empty = replace(scene_of(PAN), attributes=replace(scene_of(PAN).attributes, landmarks=()), places=())
+    for window in ((35.0, 40.0), (0.0, 40.0)):
+        assert last_window(render_uint8(empty, 640), caption, window)["memory"] == 0
+
+
 # ---------------------------------------------------------------------- parts
 
 

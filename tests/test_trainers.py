@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -49,7 +50,8 @@ def command(part: str, folder: Path) -> list[str]:
     """A small run of each trainer, without its folder."""
     model = f"--model random:tiny --prompts {folder / 'prompts.safetensors'} --blocks 4"
     parts = {
-        "base": f"--latent-frames 12 --size 64 --clips 32 --held-out 4 --batch 2 --clip-folder {folder / 'clips'}",
+        "base": f"--latent-frames 12 --size 64 --clips 32 --held-out 4 --batch 2 --open-captions 0.5 "
+        f"--clip-folder {folder / 'clips'}",
         "compressor": f"{model} --rollouts 2 --held-out 1 --batch 2 --rollout-folder {folder / 'rollouts'}",
         "forcing": f"{model} --critic-turns 2 --critic-rate 1e-3 --empty-prompt {folder / 'empty.safetensors'}",
     }
@@ -205,6 +207,36 @@ def test_a_larger_set_of_clips_begins_with_the_smaller(folder: Path, tmp_path: P
     latents, reduced, caption = whole[39]
     assert (latents.shape, reduced.shape) == ((16, 4, 8, 8), (1, 16, 2, 2, 2))
     assert clips.clip_pixels(39, 13, 64)[1] == caption
+
+
+def test_open_captions_are_for_training_alone() -> None:
+    """The share asked for says less than the clip's caption; clips that only measure say all."""
+
+    class Clips:
+        clips = clips.ClipSet(40, latent_frames=4, size=64)
+        latents = torch.randn(40, 16, 4, 8, 8)
+
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor, str]:
+            return (
+                self.latents[number],
+                self.latents[number, :, None, ::2, ::4, ::4],
+                "a red circle swings on a blue background",
+            )
+
+    sizes = base.SIZES["tiny"]
+    tree = base.build_tree(sizes, base.initial_state_dict(sizes, seed=0))
+
+    def said(share: float, number: int | None) -> list[str]:
+        trainer = base.BaseTrainer(tree, Clips(), base.BaseOptions(open_captions=share))
+        return [trainer._sample(seed, number)[2] for seed in range(100)]
+
+    assert len(set(said(0, None))) == len(set(said(1, 39))) == 1
+    open_captions = said(1, None)
+    assert {len(re.findall("red|blue", caption)) for caption in open_captions} == {0, 1}
+    assert 30 < sum(caption in set(open_captions) for caption in said(0.5, None)) < 70
 
 
 def test_noise_levels_are_spread_evenly_before_the_shift() -> None:

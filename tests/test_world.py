@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packforcing.errors import PackForcingError
+from packforcing.evaluation.metrics import not_asked
+from packforcing.evaluation.runs import MOST_PROMPTS
 from packforcing.text import words
 from packforcing.training.world import (
     COLOURS,
@@ -25,6 +27,7 @@ from packforcing.training.world import (
     compose,
     evaluation_prompts,
     is_held_out,
+    opened,
     parse,
     render,
     render_uint8,
@@ -66,10 +69,39 @@ def test_captions_of_the_issue_are_understood() -> None:
     )
 
 
-@pytest.mark.parametrize("caption", ["", "a cat plays the piano", "a red circle bounces", "a pink circle spins on a"])
+@pytest.mark.parametrize("caption", ["", "a cat plays the piano", "a red circle", "a pink circle spins on a"])
 def test_a_caption_outside_of_the_world_is_refused_with_an_example(caption: str) -> None:
     with pytest.raises(PackForcingError, match="a red circle bounces on a blue background"):
         parse(caption)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([0.5, 1.0]))
+def test_an_open_caption_leaves_colours_out_and_a_scene_chooses_them(seed: int, share: float) -> None:
+    said = sample_scene(seed).attributes
+    asked = opened(said, seed, share)
+    assert parse(asked.caption()) == parse(asked.caption(phrasing=1)) == asked
+    assert asked == opened(said, seed, share)
+    shown = compose(asked, seed).attributes
+    before, left, after = (
+        [(each.colour, each.background)] if isinstance(each, ObjectAttributes) else each.landmarks
+        for each in (said, asked, shown)
+    )
+    assert [[bool(word) for word in each] for each in after] == [[True, True]] * len(before)
+    for was, is_said, is_shown in zip(before, left, after, strict=True):
+        assert all(word in ("", old) for word, old in zip(is_said, was, strict=True))
+        assert all(word in ("", new) for word, new in zip(is_said, is_shown, strict=True))
+    assert said.caption() != asked.caption()
+    if share == 1:
+        assert not any(each[0] for each in left)
+
+
+def test_open_captions_are_understood() -> None:
+    assert parse("two small stars swing") == ObjectAttributes(2, "small", "", "star", "swings", "")
+    assert parse("on a blue background, a circle bounces") == ObjectAttributes(1, "", "", "circle", "bounces", "blue")
+    assert parse("the camera pans over a landscape with a house and a blue lake and comes back") == LandscapeAttributes(
+        (Landmark("", "house"), Landmark("blue", "lake"))
+    )
 
 
 def test_the_vocabulary_is_small_and_every_word_is_common() -> None:
@@ -115,10 +147,14 @@ def test_evaluation_prompts_are_held_out_of_training() -> None:
     assert evaluation_prompts(10) == prompts[:10]
     attributes = [parse(prompt) for prompt in prompts]
     assert sum(isinstance(each, ObjectAttributes) for each in attributes) == 16
-    assert {each.motion for each in attributes[:8:2]} == set(MOTIONS)
+    assert {each.motion for each in attributes[:8:2]} == {each.motion for each in attributes[8:16:2]} == set(MOTIONS)
     assert {len(each.landmarks) for each in attributes[1:8:2]} == {1, 2, 3, 4}
     trained = {scene.attributes.combination for scene in SCENES}
-    assert all(is_held_out(each) and each.combination not in trained for each in attributes)
+    said = [each for pair in zip(attributes[::4], attributes[1::4], strict=True) for each in pair]
+    assert all(is_held_out(each) and each.combination not in trained for each in said)
+    left_out = [not_asked(each) for each in attributes]
+    assert [bool(each) for each in left_out] == [False, False, True, True] * 8
+    assert len(set(evaluation_prompts(MOST_PROMPTS))) == MOST_PROMPTS
     assert is_held_out(sample_scene(0, held_out=True).attributes)
 
 

@@ -8,6 +8,7 @@ Memory cannot be bought by standing still: without motion `dynamic_degree` is 0,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +30,7 @@ from ..training.world import (
     SHAPES,
     SIZES,
     SKIES,
+    Attributes,
     LandscapeAttributes,
     ObjectAttributes,
     parse,
@@ -59,6 +61,7 @@ FARTHEST_SHAPE = 0.2  # between a region's features and those of the shape it is
 SKY_ROWS, GROUND_ROWS = slice(0, 9), slice(59, VIEW)  # of a view, where nothing else is drawn
 SMALLEST_LANDMARK = 25  # view pixels, without edges
 ALL_LANDMARKS_SECONDS = 24.0  # the longest period: a window so long shows every landmark
+SHOWN_VIEWS = 4  # a colour in so many views (a second) is a landmark's, and no blend at an edge
 
 # Motion
 CELL = 2  # view pixels a side
@@ -201,22 +204,35 @@ def backgrounds(names: np.ndarray) -> np.ndarray:
     return np.array([np.bincount(each.ravel()).argmax() for each in names])
 
 
-def object_scores(shown: np.ndarray, asked: ObjectAttributes) -> dict[str, np.ndarray]:
-    """For each of the views [N, 64, 64, 3], the share of what is asked that is seen: attribute -> [N] in [0, 1]."""
+def object_scores(shown: np.ndarray, asked: ObjectAttributes, early: np.ndarray) -> dict[str, np.ndarray]:
+    """For each of the views [N, 64, 64, 3], the share of what is asked that is seen: attribute -> [N] in [0, 1].
+
+    A colour that is not asked for must be the usual one of the `early` views, bool [N].
+    """
     palette, names = name_colours(shown, landscape=False)
     behind = backgrounds(names)
     regions = connected_regions(names != behind[:, None, None])
-    scores: dict[str, list[float]] = {key: [] for key in ("background", "count", "colour", "shape", "size")}
-    for parts in zip(shown, names, regions, behind, strict=True):
-        found = find_objects(*parts)
-        scores["background"].append(palette[parts[-1]] == asked.background)
-        scores["count"].append(len(found) == asked.count)
-        for key in ("colour", "shape", "size"):
-            right = sum(getattr(each, key) == getattr(asked, key) for each in found)
-            scores[key].append(right / max(len(found), 1))
-    if not asked.size:
-        del scores["size"]
+    found = [find_objects(*parts) for parts in zip(shown, names, regions, behind, strict=True)]
+    behind_names = [palette[each] for each in behind]
+    early_colours = [each.colour for views, is_early in zip(found, early, strict=True) if is_early for each in views]
+    background = asked.background or _most_common([name for name, e in zip(behind_names, early, strict=True) if e])
+    wanted = {"colour": asked.colour or _most_common(early_colours), "shape": asked.shape}
+    if asked.size:
+        wanted["size"] = asked.size
+    scores = {
+        "background": [name == background for name in behind_names],
+        "count": [len(each) == asked.count for each in found],
+        **{
+            key: [sum(getattr(each, key) == value for each in seen) / max(len(seen), 1) for seen in found]
+            for key, value in wanted.items()
+        },
+    }
     return {key: np.array(values, float) for key, values in scores.items()}
+
+
+def _most_common(names: Sequence[str]) -> str:
+    """ "" of none."""
+    return Counter(names).most_common(1)[0][0] if names else ""
 
 
 # --- landscapes ------------------------------------------------------------------------------------------------
@@ -235,15 +251,19 @@ def landmark_colours(names: np.ndarray) -> list[set[int]]:
     return [set(np.flatnonzero(count[: len(COLOURS)] >= SMALLEST_LANDMARK).tolist()) for count in counts]
 
 
-def landscape_scores(shown: np.ndarray, asked: LandscapeAttributes) -> dict[str, np.ndarray]:
+def landscape_scores(shown: np.ndarray, asked: LandscapeAttributes, early: np.ndarray) -> dict[str, np.ndarray]:
     """For each of the views [N, 64, 64, 3], in [0, 1]: attribute -> [N], and "seen: COLOUR" -> [N] for asked landmarks.
 
     "only asked" is the share of the landmarks' colours in view that are asked for; nan where no landmark is in view.
+    Where a landmark's colour is not asked for, all that the `early` views show, bool [N], count as asked for.
     """
     palette, names = name_colours(shown, landscape=True)
     sky, ground = (backgrounds(names[:, rows]) for rows in (SKY_ROWS, GROUND_ROWS))
-    wanted = {palette.index(landmark.colour) for landmark in asked.landmarks}
+    wanted = {palette.index(landmark.colour) for landmark in asked.landmarks if landmark.colour}
     seen = landmark_colours(names)
+    if len(wanted) < len(asked.landmarks):
+        views_with = Counter(colour for each, is_early in zip(seen, early, strict=True) if is_early for colour in each)
+        wanted |= {colour for colour, count in views_with.items() if count >= SHOWN_VIEWS}
     return {
         "sky": (sky == palette.index(f"{asked.sky} sky")).astype(float),
         "ground": (ground == palette.index(f"{asked.ground} ground")).astype(float),
@@ -255,7 +275,7 @@ def landscape_scores(shown: np.ndarray, asked: LandscapeAttributes) -> dict[str,
 def _landmarks_in_window(scores: Mapping[str, np.ndarray], seconds: float) -> dict[str, float]:
     """Means over a window's views; asked landmarks must be seen at some time: all in a long window, else one."""
     seen = [values.max(initial=0) for key, values in scores.items() if key.startswith("seen: ")]
-    needed = len(seen) if seconds >= ALL_LANDMARKS_SECONDS else 1
+    needed = max(1, len(seen)) if seconds >= ALL_LANDMARKS_SECONDS else 1
     only = scores["only asked"]
     return {
         "sky": float(scores["sky"].mean()),
@@ -472,6 +492,8 @@ def evaluate_video(
     Returns {"caption", "seconds", "windows": [...]}; of each window its "start" and "end", and
 
     - attribute_accuracy: [0, 1], mean share of what is asked that is seen;
+    - memory: [0, 1], the same of the colours that an open caption leaves out, which must be those of the video's
+      beginning: of its first 5 s, or of the camera's first way there and back (24 s); nan where all is asked for;
     - attributes: the same for each attribute;
     - drift: [-1, 1], accuracy of the video's first 5 s less the window's;
     - revisit_similarity: [0, 1], how much what is seen again (behind an object, or when the camera comes back) looks as
@@ -501,10 +523,10 @@ def evaluate_video(
             raise PackForcingError(f"The video lasts {seconds:g} s: it has no frames in the window {window}.")
 
     first = times < FIRST_SECONDS
-    needed = np.any([first, *inside], axis=0)
-    scores = _spread(
-        landscape_scores(shown[needed], asked) if landscape else object_scores(shown[needed], asked), needed
-    )
+    early = times < (ALL_LANDMARKS_SECONDS if landscape and not_asked(asked) else FIRST_SECONDS)
+    needed = np.any([early, *inside], axis=0)
+    score = landscape_scores if landscape else object_scores
+    scores = _spread(score(shown[needed], asked, early[needed]), needed)
     moves = moving_cells(shown)
     moves = np.append(moves, moves[-1:]) if len(moves) else np.zeros(1)  # of each view; the last as the one before
     colours = background_colours(shown, landscape)
@@ -526,7 +548,10 @@ def evaluate_video(
         return {key: float(values.mean()) for key, values in chosen.items()}
 
     def accuracy(here: np.ndarray) -> float:
-        return float(np.mean(list(attributes(here).values())))
+        return float(np.mean([value for key, value in attributes(here).items() if key not in not_asked(asked)]))
+
+    def memory(here: np.ndarray) -> float:
+        return float(np.mean([attributes(here)[key] for key in not_asked(asked)])) if not_asked(asked) else nan
 
     def measure(window: Window, here: np.ndarray) -> dict:
         start, end = (round(second * fps) for second in window)
@@ -535,6 +560,7 @@ def evaluate_video(
             "start": window[0],
             "end": window[1],
             "attribute_accuracy": accuracy(here),
+            "memory": memory(here),
             "attributes": attributes(here),
             "drift": accuracy(first) - accuracy(here),
             "revisit_similarity": float(seen_again.mean()) if len(seen_again) else nan,
@@ -551,6 +577,13 @@ def evaluate_video(
         "seconds": seconds,
         "windows": [measure(window, here) for window, here in zip(windows, inside, strict=True)],
     }
+
+
+def not_asked(asked: Attributes) -> tuple[str, ...]:
+    """The attributes that a caption leaves out, and a video chooses."""
+    if isinstance(asked, ObjectAttributes):
+        return tuple(key for key in ("background", "colour") if not getattr(asked, key))
+    return () if all(landmark.colour for landmark in asked.landmarks) else ("landmarks", "only asked")
 
 
 def _spread(scores: Mapping[str, np.ndarray], where: np.ndarray) -> dict[str, np.ndarray]:

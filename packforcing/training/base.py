@@ -45,7 +45,7 @@ from .clips import ClipSet, LatentClips, prepare
 from .loop import Learner, Micro, Outcome, train, whole
 from .optimizers import muon_and_adamw
 from .vae import channels_last
-from .world import FRAME
+from .world import FRAME, opened, parse
 
 BLOCK_FRAMES = 4
 
@@ -93,6 +93,7 @@ class BaseOptions:
     history_noise: float = 0.2  # the largest noise level of a clean pass's latents
     clean_history: float = 0.3  # share of the clean passes without any
     first_again: int = 2  # more noise levels of the first block, which alone has only the prompt to go by
+    open_captions: float = 0.0  # share of the captions that leave colours out, so that only the history knows them
     focus: float = 0.0  # part of the loss's weight that lies where a clip differs from its rows' mean colours
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
@@ -182,6 +183,8 @@ class BaseTrainer:
         rng = np.random.default_rng(seed)
         drawn = int(rng.integers(len(self.clips) - self.held_out))
         latents, reduced, caption = self.clips[drawn if number is None else number]
+        if number is None and rng.random() < self.options.open_captions:
+            caption = opened(parse(caption), rng).caption(int(rng.random() < 0.25))
         generator = torch.Generator().manual_seed(seed)
         blocks = latents.shape[1] // self.block_frames
         denoised = blocks + self.options.first_again
@@ -271,6 +274,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--history-noise", type=float, default=BaseOptions.history_noise, help="largest, of the history"
     )
+    parser.add_argument(
+        "--open-captions", type=float, default=0.0, help="share of the captions that leave colours out, 0 to 1"
+    )
     parser.add_argument("--focus", type=float, default=0.0, help="part of the loss's weight on what is small, 0 to 1")
     parser.add_argument("--ema", type=float, default=BaseOptions.ema, help="of the exported weights; 0 is off")
     parser.add_argument("--init", help="a transformer's file to begin with; default: random weights")
@@ -299,6 +305,7 @@ def run(options: argparse.Namespace) -> Outcome:
             ema=options.ema,
             shift=options.shift,
             history_noise=options.history_noise,
+            open_captions=options.open_captions,
             focus=options.focus,
             first_again=0 if options.bidirectional else BaseOptions.first_again,
         ),

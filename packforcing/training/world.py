@@ -3,9 +3,10 @@
 Two families. *Object scenes*: one or two coloured shapes move for ever on a coloured background. *Landscapes*: a camera
 pans over a landscape wider than the frame and comes back, for ever, so that places leave the view and return.
 
-A caption says everything that is asked (`parse` reads it back into attributes); the rest (places, speeds, phases, the
-shape of the hills) is free, and is drawn from the seed. Both families are periodic and start at a random phase, so that
-clips of 5 s cover all that a video of minutes does.
+A caption says what is asked (`parse` reads it back into attributes); the rest (places, speeds, phases, the shape of the
+hills) is free, and is drawn from the seed. An *open* caption leaves colours out too ("a circle bounces"): a model
+chooses them in its first frames, and from then on only its memory knows them. Both families are periodic and start at a
+random phase, so that clips of 5 s cover all that a video of minutes does.
 
 Lengths are in pixels of a 128x128 frame, y down; times in seconds; angles in turns.
 """
@@ -13,7 +14,7 @@ Lengths are in pixels of a 128x128 frame, y down; times in seconds; angles in tu
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import ceil, cos, pi, sin
 from typing import NamedTuple, TypeAlias
@@ -78,7 +79,7 @@ EVALUATION_SEED = 2603
 
 @dataclass(frozen=True)
 class ObjectAttributes:
-    """What an object scene's caption asks for. `size` is a key of SIZES ("" is not said), `motion` one of MOTIONS."""
+    """What an object scene's caption asks for. `size` is a key of SIZES, `motion` one of MOTIONS; "" is not said."""
 
     count: int
     size: str
@@ -90,6 +91,8 @@ class ObjectAttributes:
     def caption(self, phrasing: int = 0) -> str:
         what = " ".join(filter(None, [self.size, self.colour, self.shape]))
         subject = f"two {what}s {MOTIONS[self.motion]}" if self.count == 2 else f"{_a(what)} {self.motion}"
+        if not self.background:
+            return subject
         place = f"on {_a(self.background)} background"
         return f"{subject} {place}" if phrasing == 0 else f"{place}, {subject}"
 
@@ -100,11 +103,11 @@ class ObjectAttributes:
 
 
 class Landmark(NamedTuple):
-    colour: str
+    colour: str  # "" is not said
     kind: str
 
     def __str__(self) -> str:
-        return f"{self.colour} {self.kind}"
+        return f"{self.colour} {self.kind}".strip()
 
 
 @dataclass(frozen=True)
@@ -141,12 +144,12 @@ def _any(words: object) -> str:
 
 
 _SUBJECT = (
-    rf"(?P<count>an?|two) (?:(?P<size>{_any(SIZES)}) )?(?P<colour>{_any(COLOURS)}) (?P<shape>{_any(SHAPES)})s? "
+    rf"(?P<count>an?|two) (?:(?P<size>{_any(SIZES)}) )?(?:(?P<colour>{_any(COLOURS)}) )?(?P<shape>{_any(SHAPES)})s? "
     rf"(?P<motion>{_any([*MOTIONS, *MOTIONS.values()])})"
 )
 _PLACE = rf"on an? (?P<background>{_any(COLOURS)}) background"
-_LANDMARK = rf"an? (?P<colour>{_any(COLOURS)}) (?P<kind>{_any(LANDMARK_COLOURS)})"
-_OBJECTS = [re.compile(f"{_SUBJECT} {_PLACE}"), re.compile(f"{_PLACE}, {_SUBJECT}")]
+_LANDMARK = rf"an? (?:(?P<colour>{_any(COLOURS)}) )?(?P<kind>{_any(LANDMARK_COLOURS)})"
+_OBJECTS = [re.compile(f"{_SUBJECT}(?: {_PLACE})?"), re.compile(f"{_PLACE}, {_SUBJECT}")]
 _LANDSCAPE = re.compile(
     rf"the camera pans over an? (?:(?P<ground>{_any(GROUNDS)}) )?landscape with (?P<landmarks>.+?)"
     rf"(?: under an? (?P<sky>{_any(SKIES)}) sky)? and comes back"
@@ -161,13 +164,12 @@ def parse(caption: str) -> Attributes:
             said = match.groupdict()
             motion = next(one for one, many in MOTIONS.items() if said["motion"] in (one, many))
             count = 2 if said["count"] == "two" else 1
-            return ObjectAttributes(
-                count, said["size"] or "", said["colour"], said["shape"], motion, said["background"]
-            )
+            size, colour, background = (said[key] or "" for key in ("size", "colour", "background"))
+            return ObjectAttributes(count, size, colour, said["shape"], motion, background)
     if match := _LANDSCAPE.fullmatch(text):
         landmarks = [re.fullmatch(_LANDMARK, each) for each in re.split(r", | and ", match["landmarks"])]
         if all(landmarks):
-            names = tuple(Landmark(each["colour"], each["kind"]) for each in landmarks)
+            names = tuple(Landmark(each["colour"] or "", each["kind"]) for each in landmarks)
             return LandscapeAttributes(names, match["ground"] or DEFAULT_GROUND, match["sky"] or DEFAULT_SKY)
     raise PackForcingError(
         f"The synthetic world has no scene for the caption '{caption}': use one such as 'a red circle bounces on a "
@@ -178,6 +180,27 @@ def parse(caption: str) -> Attributes:
 def is_held_out(attributes: Attributes) -> bool:
     """Whether a combination of attributes is kept away from training, for evaluation."""
     return sha256(attributes.combination.encode()).digest()[0] % HELD_OUT_SHARE == 0
+
+
+def opened(attributes: Attributes, seed: int | np.random.Generator, share: float = 0.5) -> Attributes:
+    """What an open caption of the same scene says: a `share` of its colours is left out, by chance, and one at least.
+
+    Those of the sky and the ground are always said: without a name they have one (`DEFAULT_SKY`, `DEFAULT_GROUND`).
+    """
+    rng = np.random.default_rng(seed)
+    if isinstance(attributes, ObjectAttributes):
+        kept = _kept(rng, 2, share)
+        return replace(attributes, colour=attributes.colour * kept[0], background=attributes.background * kept[1])
+    kept = _kept(rng, len(attributes.landmarks), share)
+    landmarks = (Landmark(colour * keep, kind) for (colour, kind), keep in zip(attributes.landmarks, kept, strict=True))
+    return replace(attributes, landmarks=tuple(landmarks))
+
+
+def _kept(rng: np.random.Generator, count: int, share: float) -> list[bool]:
+    """For each of `count` things whether it is kept, where a `share` of them is not; not all are."""
+    while all(kept := rng.random(count) >= share):
+        pass
+    return kept.tolist()
 
 
 # --- scenes ----------------------------------------------------------------------------------------------------
@@ -281,6 +304,7 @@ def sample_scene(seed: int | np.random.Generator, held_out: bool = False) -> Sce
 def compose(attributes: Attributes, seed: int | np.random.Generator, phrasing: int = 0) -> Scene:
     """A scene that shows what is asked; all that is free is drawn from the seed."""
     rng = np.random.default_rng(seed)
+    attributes = _closed(attributes, rng)
     if isinstance(attributes, ObjectAttributes):
         return ObjectScene(attributes, _tracks(attributes, rng), rng.uniform(0, 0.2), phrasing)
     count = len(attributes.landmarks)
@@ -298,10 +322,25 @@ def compose(attributes: Attributes, seed: int | np.random.Generator, phrasing: i
     )
 
 
+def _closed(attributes: Attributes, rng: np.random.Generator) -> Attributes:
+    """The same attributes with a colour for everything; what was not said is drawn."""
+    if isinstance(attributes, ObjectAttributes):
+        colour = attributes.colour or _pick(rng, _beside(attributes.background))
+        return replace(attributes, colour=colour, background=attributes.background or _pick(rng, _beside(colour)))
+    landmarks = list(attributes.landmarks)
+    for i, (colour, kind) in enumerate(landmarks):
+        if not colour:
+            taken = {landmark.colour for landmark in landmarks if landmark.colour}
+            free = _landmark_colours(kind, taken, attributes.ground, attributes.sky)
+            landmarks[i] = Landmark(_pick(rng, free or LANDMARK_COLOURS[kind]), kind)
+    return replace(attributes, landmarks=tuple(landmarks))
+
+
 def evaluation_prompts(count: int) -> list[str]:
     """`count` different captions of held-out combinations, objects and landscapes in turn, each evenly over its kinds.
 
-    A longer list begins with the shorter one.
+    Every second pair of them is open: without one of the object's colours or both, or all of the landmarks'. A longer
+    list begins with the shorter one.
     """
     rng = np.random.default_rng(EVALUATION_SEED)
     prompts: list[str] = []
@@ -310,9 +349,12 @@ def evaluation_prompts(count: int) -> list[str]:
         if is_landscape:
             attributes = _sample_landscape(rng, landmarks=1 + kind % 4)
         else:
-            attributes = _sample_objects(rng, motion=list(MOTIONS)[kind % 4], count=2 if kind % 3 == 2 else 1)
-        if is_held_out(attributes) and attributes.caption() not in prompts:
-            prompts.append(attributes.caption())
+            motion = list(MOTIONS)[(kind + kind // len(MOTIONS)) % len(MOTIONS)]
+            attributes = _sample_objects(rng, motion, count=2 if kind % 3 == 2 else 1)
+        asked = opened(attributes, rng, share=1 if is_landscape else 0.5) if kind % 2 else attributes
+        caption = asked.caption()
+        if is_held_out(attributes) and caption not in prompts:
+            prompts.append(caption)
     return prompts
 
 
@@ -327,7 +369,7 @@ def _sample_objects(rng: np.random.Generator, motion: str | None = None, count: 
     shape = _pick(rng, [shape for shape in SHAPES if not (motion == "spins" and shape == "circle")])
     size = _pick(rng, ["", "", "small", "large"]) if count == 1 else _pick(rng, ["", "small"])
     colour = _pick(rng, COLOURS)
-    background = _pick(rng, [each for each in COLOURS if each != colour and {each, colour} not in TOO_CLOSE])
+    background = _pick(rng, _beside(colour))
     return ObjectAttributes(count, size, colour, shape, motion, background)
 
 
@@ -336,19 +378,27 @@ def _sample_landscape(rng: np.random.Generator, landmarks: int | None = None) ->
     ground = DEFAULT_GROUND if rng.random() < 0.5 else _pick(rng, GROUNDS)
     sky = DEFAULT_SKY if rng.random() < 0.5 else _pick(rng, SKIES)
     chosen: list[Landmark] = []
-    # Landmarks have colours of their own. Only green trees and blue lakes may share their colour's name with the land.
     for kind in rng.permutation(list(LANDMARK_COLOURS))[:count]:
         taken = {landmark.colour for landmark in chosen}
-        free = [
-            colour
-            for colour in LANDMARK_COLOURS[kind]
-            if kind == "lake"
-            or (kind, colour) == ("tree", "green")
-            or (colour not in {*taken, ground, sky} and not any({colour, other} in TOO_CLOSE for other in taken))
-        ]
-        if free:
+        if free := _landmark_colours(kind, taken, ground, sky):
             chosen.append(Landmark(_pick(rng, free), str(kind)))
     return LandscapeAttributes(tuple(chosen), ground, sky) if len(chosen) == count else _sample_landscape(rng, count)
+
+
+def _beside(colour: str) -> list[str]:
+    """The colours that can be told from this one; from "", all."""
+    return [each for each in COLOURS if each != colour and {each, colour} not in TOO_CLOSE]
+
+
+def _landmark_colours(kind: str, taken: set[str], ground: str, sky: str) -> list[str]:
+    """Landmarks have colours of their own. Only green trees and blue lakes may share their colour with the land."""
+    return [
+        colour
+        for colour in LANDMARK_COLOURS[kind]
+        if kind == "lake"
+        or (kind, colour) == ("tree", "green")
+        or (colour not in {*taken, ground, sky} and not any({colour, other} in TOO_CLOSE for other in taken))
+    ]
 
 
 def _waves(
