@@ -20,6 +20,7 @@ from .config import ARCHIVE_DEVICES, KV_DTYPES, SELECTIONS, CacheConfig, FrameSi
 from .demo import SAMPLING, demo_compressor, demo_transformer, demo_vae
 from .errors import PackForcingError
 from .evaluation import run as evaluation
+from .fp8 import LINEAR_DTYPES, check_fp8, multiply_in_fp8
 from .inspector import picture, report
 from .loading import load_tree, usable_device
 from .plan import MODELS, plan, plan_text
@@ -69,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--update", choices=UPDATES, help="default: few-step, and euler for the demo models")
     generate.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     generate.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
+    add_speed_options(generate)
     generate.add_argument("--output", default="out.mp4", help="the MP4 to write")
     generate.add_argument("--report", help="a JSON file for the cache's record")
     generate.add_argument("--picture", help="a PNG file for the inspector's picture")
@@ -77,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
 
     bench_command = commands.add_parser("bench", help="measure time and memory, against floors and other caches")
     bench.add_arguments(bench_command)
+    add_speed_options(bench_command)
     add_cache_options(bench_command)
     bench_command.set_defaults(run=run_bench)
 
@@ -119,6 +122,15 @@ def add_cache_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--archive-budget-gb", type=float, default=default.archive_budget_gb)
 
 
+def add_speed_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--compile", action="store_true", help="compile the transformer's layers first, which takes a minute"
+    )
+    command.add_argument(
+        "--linear-dtype", default="model", choices=LINEAR_DTYPES, help="what the transformer's layers multiply in"
+    )
+
+
 def cache_config(options: argparse.Namespace) -> CacheConfig:
     given = vars(options)
     return CacheConfig(**{field.name: given[field.name] for field in fields(CacheConfig) if field.name in given})
@@ -151,7 +163,9 @@ def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[Causal
         vae = load_vae(read_state_dict(options.vae)[0], dtype, options.device) if options.vae else None
         context = only_tensor(options.text_embedding)
     tree = tree.to(options.device, dtype)
-    return CausalWan(tree, dtype=dtype, device=options.device), vae, context
+    if options.linear_dtype == "fp8_e4m3":
+        multiply_in_fp8(tree)
+    return CausalWan(tree, dtype=dtype, device=options.device, compiled=options.compile), vae, context
 
 
 def sampling_of(options: argparse.Namespace) -> Sampling:
@@ -199,6 +213,8 @@ def run_generate(options: argparse.Namespace) -> None:
     dtype = DTYPES[options.dtype] if options.dtype else torch.float32
     if options.dtype is None and device.type == "cuda":
         dtype = torch.bfloat16
+    if options.linear_dtype == "fp8_e4m3":
+        check_fp8(device)
     check_folder(options.report, "report")
     check_folder(options.picture, "picture")
     choice = compressor_choice(options)

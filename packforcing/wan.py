@@ -53,6 +53,52 @@ def check_tree(tree: nn.Module) -> None:
         )
 
 
+# ---------------------------------------------------------------------- what a layer does between its attentions
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1))
+
+
+def project(block: nn.Module, hidden: Tensor, modulations: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [B, L, H, D] of the self-attention of hidden tokens [B, L, d]."""
+    shift, scale = (block.modulation.to(hidden) + modulations).chunk(6, dim=1)[:2]
+    x, attn = torch.addcmul(shift, block.norm1(hidden), 1 + scale), block.self_attn
+    queries, keys = attn.norm_q(attn.q(x)), attn.norm_k(attn.k(x))
+    return _split(queries, heads), _split(keys, heads), _split(attn.v(x), heads)
+
+
+def after_attention(
+    block: nn.Module, hidden: Tensor, attended: Tensor, modulations: Tensor, heads: int
+) -> tuple[Tensor, Tensor]:
+    """Adds the self-attention [B, L, H, D] to the hidden tokens [B, L, d]; with the queries to the prompt."""
+    gate = (block.modulation.to(hidden) + modulations).chunk(6, dim=1)[2]
+    hidden = torch.addcmul(hidden, block.self_attn.o(attended.flatten(2)), gate)
+    cross = block.cross_attn
+    return hidden, _split(cross.norm_q(cross.q(block.norm3(hidden))), heads)
+
+
+def after_prompt(block: nn.Module, hidden: Tensor, attended: Tensor, modulations: Tensor) -> Tensor:
+    """Adds the attention to the prompt [B, L, H, D], and the feed-forward layer, to the hidden tokens [B, L, d]."""
+    shift, scale, gate = (block.modulation.to(hidden) + modulations).chunk(6, dim=1)[3:]
+    hidden = hidden + block.cross_attn.o(attended.flatten(2))
+    return torch.addcmul(hidden, block.ffn(torch.addcmul(shift, block.norm2(hidden), 1 + scale)), gate)
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """The three functions above, as they are or compiled."""
+
+    project: Callable[..., tuple[Tensor, Tensor, Tensor]] = project
+    after_attention: Callable[..., tuple[Tensor, Tensor]] = after_attention
+    after_prompt: Callable[..., Tensor] = after_prompt
+
+    def compiled(self) -> LayerParts:
+        """By torch.compile, once for all layers and once more for each number of tokens, of which a run has three."""
+        parts = (self.project, self.after_attention, self.after_prompt)
+        return LayerParts(*(torch.compile(part, dynamic=False, fullgraph=True) for part in parts))
+
+
 class CausalWan:
     """A Wan transformer run block by block over a `Cache`.
 
@@ -61,6 +107,7 @@ class CausalWan:
         attention: the attention function for the current block and for the prompt.
         dtype: what the hidden states are computed in.
         device: where they are computed.
+        compiled: whether what a layer does between its attentions is compiled, which takes a minute at first.
     """
 
     def __init__(
@@ -69,6 +116,7 @@ class CausalWan:
         attention: Attention = fast_attention,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        compiled: bool = False,
     ) -> None:
         check_tree(tree)
         self.tree = tree
@@ -76,6 +124,7 @@ class CausalWan:
         self.dtype = dtype
         self.device = torch.device(device)
         self.heads = tree.blocks[0].self_attn.num_heads
+        self._parts = LayerParts().compiled() if compiled else LayerParts()
         # In training: keep only the layers' inputs for the backward pass of `denoise`, and compute the rest again. The
         # cache must not have been written since.
         self.recompute = False
@@ -115,7 +164,7 @@ class CausalWan:
         for block in self.tree.blocks:
             keys = block.cross_attn.norm_k(block.cross_attn.k(hidden))
             values = block.cross_attn.v(hidden)
-            layers.append((self._split(keys), self._split(values)))
+            layers.append((_split(keys, self.heads), _split(values, self.heads)))
         return TextKV(tuple(layers))
 
     def _modulations(self, sigma: float | Tensor, batch: int) -> tuple[Tensor, Tensor]:
@@ -126,9 +175,6 @@ class CausalWan:
         features = time_features(timestep, self.tree.freq_dim).to(self.device, self.dtype)
         embedding = self.tree.time_embedding(features)
         return embedding[:, None], rearrange(self.tree.time_projection(embedding), "b (six d) -> b six d", six=6)
-
-    def _split(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b l (h d) -> b l h d", h=self.heads)
 
     # ------------------------------------------------------------------ passes
 
@@ -147,7 +193,7 @@ class CausalWan:
         for layer, block in enumerate(self.tree.blocks):
 
             def attend(hidden: Tensor, layer: int = layer, block: nn.Module = block) -> Tensor:
-                return self._attend(layer, block.self_attn, hidden, cache, hidden.shape[1])
+                return self._attend(layer, block, hidden, modulations, cache, hidden.shape[1])
 
             if self.recompute and torch.is_grad_enabled():
                 hidden = checkpoint(
@@ -184,22 +230,22 @@ class CausalWan:
         last = len(self.tree.blocks) - 1
         for layer, block in enumerate(self.tree.blocks):
             if layer == last:  # nothing reads what comes after the last layer's keys and values
-                self._write(layer, block.self_attn, self._self_attention_input(block, hidden, modulations), cache, full)
+                self._write(layer, block, hidden, modulations, cache, full)
                 return
 
             def attend(hidden: Tensor, layer: int = layer, block: nn.Module = block) -> Tensor:
-                return self._attend(layer, block.self_attn, hidden, cache, full)
+                return self._attend(layer, block, hidden, modulations, cache, full)
 
             hidden = self._layer(block, hidden, modulations, text.layers[layer], attend)
 
-    def _write(self, layer: int, attn: nn.Module, hidden: Tensor, cache: Cache, full: int) -> Tensor:
+    def _write(
+        self, layer: int, block: nn.Module, hidden: Tensor, modulations: Tensor, cache: Cache, full: int
+    ) -> Tensor:
         """Selects mid blocks if that is still to do, writes the tokens' keys and values; returns queries [B, L, H, D].
 
         The first `full` of the hidden tokens [B, L, d] are the current block's, the others its reduced form's.
         """
-        queries = self._split(attn.norm_q(attn.q(hidden)))
-        keys = self._split(attn.norm_k(attn.k(hidden)))
-        values = self._split(attn.v(hidden))
+        queries, keys, values = self._parts.project(block, hidden, modulations, self.heads)
         if full:
             cache.select(layer, queries[:, :full])
             cache.write(layer, keys[:, :full], values[:, :full])
@@ -207,21 +253,18 @@ class CausalWan:
             cache.write_reduced(layer, keys[:, full:], values[:, full:])
         return queries
 
-    def _attend(self, layer: int, attn: nn.Module, hidden: Tensor, cache: Cache, full: int) -> Tensor:
-        """Self-attention of the current block's tokens and, on their own, of its reduced form's."""
-        queries = self._write(layer, attn, hidden, cache, full)
+    def _attend(
+        self, layer: int, block: nn.Module, hidden: Tensor, modulations: Tensor, cache: Cache, full: int
+    ) -> Tensor:
+        """Self-attention [B, L, H, D] of the current block's tokens and, on their own, of its reduced form's."""
+        queries = self._write(layer, block, hidden, modulations, cache, full)
         out = []
         if full:
             out.append(self.attention(cache.rotate_queries(queries[:, :full]), *cache.context(layer), None))
         if full < hidden.shape[1]:
             # A few queries under a mask: PyTorch's kernel, since the fastest ones take no mask.
             out.append(sdpa(cache.rotate_reduced_queries(queries[:, full:]), *cache.reduced_context(layer)))
-        joined = torch.cat(out, dim=1) if len(out) > 1 else out[0]
-        return attn.o(rearrange(joined, "b l h d -> b l (h d)"))
-
-    def _self_attention_input(self, block: nn.Module, hidden: Tensor, modulations: Tensor) -> Tensor:
-        shift, scale = (block.modulation.to(hidden) + modulations).chunk(6, dim=1)[:2]
-        return torch.addcmul(shift, block.norm1(hidden), 1 + scale)
+        return torch.cat(out, dim=1) if len(out) > 1 else out[0]
 
     def _layer(
         self,
@@ -232,17 +275,8 @@ class CausalWan:
         attend: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """One transformer layer: self-attention, cross-attention to the prompt, feed-forward; hidden is [B, L, d]."""
-        _, _, gate, ffn_shift, ffn_scale, ffn_gate = (block.modulation.to(hidden) + modulations).chunk(6, dim=1)
-        attended = attend(self._self_attention_input(block, hidden, modulations))
-        hidden = torch.addcmul(hidden, attended, gate)
-
-        cross = block.cross_attn
-        queries = self._split(cross.norm_q(cross.q(block.norm3(hidden))))
-        prompt = self.attention(queries, *text, None)
-        hidden = hidden + cross.o(rearrange(prompt, "b l h d -> b l (h d)"))
-
-        fed = block.ffn(torch.addcmul(ffn_shift, block.norm2(hidden), 1 + ffn_scale))
-        return torch.addcmul(hidden, fed, ffn_gate)
+        hidden, queries = self._parts.after_attention(block, hidden, attend(hidden), modulations, self.heads)
+        return self._parts.after_prompt(block, hidden, self.attention(queries, *text, None), modulations)
 
     def _head(self, hidden: Tensor, time: Tensor) -> Tensor:
         head = self.tree.head

@@ -11,7 +11,7 @@ from packforcing.attention import sdpa
 from packforcing.cache import Cache
 from packforcing.config import CacheConfig, FrameSize, Layout, ModelShape
 from packforcing.errors import PackForcingError
-from packforcing.tree import WanSizes, build_tree
+from packforcing.tree import WanSizes, build_tree, random_state_dict
 from packforcing.wan import CausalWan, check_tree
 
 SIZES = WanSizes(dim=DIM, ffn_dim=FFN_DIM, layers=3, heads=HEADS, text_dim=TEXT_DIM)
@@ -210,3 +210,41 @@ def test_text_of_another_width_is_refused(model, width):
 
 def test_the_shape_of_a_model_is_read_from_its_tree(model):
     assert CausalWan(model).shape == ModelShape(layers=3, dim=DIM, heads=HEADS)
+
+
+# ---------------------------------------------------------------------- compiled
+
+
+def test_layers_are_compiled_once_for_each_number_of_tokens(monkeypatch):
+    """The same velocities and cache; one graph a part, whatever the number of layers, and no breaks (fullgraph)."""
+    graphs: list[str] = []
+
+    def counting(part, **options):
+        def backend(graph, inputs):
+            graphs.append(part.__name__)
+            return graph.forward
+
+        return compile_(part, backend=backend, **options)
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", counting)
+    torch._dynamo.reset()
+    sizes = WanSizes(dim=256, ffn_dim=512, layers=5, heads=2)
+    tree = build_tree(sizes, random_state_dict(sizes, seed=0))
+    layout = Layout(CacheConfig(sink_frames=4, recent_frames=4, top_k=1), FrameSize(64, 64), 2)
+    made = []
+    with torch.no_grad():
+        for compiled in (False, True):
+            wan = CausalWan(tree, compiled=compiled)
+            text = wan.embed_text(seeded(1, 6, 4096))
+            cache = Cache(layout, wan.shape)
+            velocities = []
+            for block in range(4):
+                cache.begin(block)
+                velocities.append(wan.denoise(seeded(1, 16, 4, 8, 8, seed=block), 0.6, text, cache))
+                reduced = wan.patch_tokens(seeded(1, 16, 2, 2, 2, seed=block)) if block else None
+                wan.commit(seeded(1, 16, 4, 8, 8, seed=9 + block), text, cache, reduced)
+                cache.end()
+            made.append(torch.cat(velocities))
+    assert_close(made[1], made[0])
+    assert sorted(graphs) == sorted(["project", "after_attention", "after_prompt"] * 2)  # 64 tokens, and 64 + 2

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..attention import fast_attention
 from ..compressor import lr_latents
 from ..config import LATENT_CHANNELS, PATCH, VAE_TIME_STRIDE, Layout
+from ..fp8 import product, rounded
 from ..tree import MODULATIONS, WanSizes
 from ..vae import StreamingDecoder, WanVAE
 from .clock import best_ms
@@ -152,7 +153,7 @@ class Rates:
     """FLOP or bytes a second that this machine reaches on the model's own shapes.
 
     Attributes:
-        gemm: the linear layers, in the model's dtype.
+        gemm: the linear layers, in the model's dtype or in fp8.
         vae_gemm: large square matrix products in the VAE's dtype, which stand for its convolutions; 0 without a VAE.
         attention, cross_attention: SDPA on the context and on the prompt.
         copy: bytes read plus bytes written a second, device to device.
@@ -180,12 +181,22 @@ def measure_rates(
     dtype: torch.dtype,
     vae_dtype: torch.dtype | None,
     repeats: int,
+    fp8: bool = False,
 ) -> Rates:
-    """Measures this machine; takes seconds, and on a CPU uses only as many rows as show the rate."""
+    """Measures this machine; takes seconds, and on a CPU uses only as many rows as show the rate.
+
+    With `fp8`, `gemm` is the rate of fp8 products, without the rounding of what is multiplied.
+    """
     tokens, context = layout.tokens_per_block, layout.context_tokens
 
     def rows(flop_per_row: int) -> int:
         return tokens if device.type == "cuda" else max(1, min(tokens, int(CPU_FLOP_PER_CALL / flop_per_row)))
+
+    def times(rows: Tensor, weight: Tensor) -> Callable[[], Tensor]:
+        if not fp8:
+            return lambda: F.linear(rows, weight)
+        factors = *rounded(rows), *rounded(weight)
+        return lambda: product(*factors, None)
 
     def gemm() -> float:
         count = rows(2 * sizes.dim * sizes.ffn_dim)
@@ -195,9 +206,9 @@ def measure_rates(
         tall = torch.randn(count, sizes.ffn_dim, device=device, dtype=dtype)
         down = up.T.contiguous()
         # The layer's own mixture: six square products, one up, one down.
-        ms = 6 * best_ms(lambda: F.linear(wide, square), device, repeats)
-        ms += best_ms(lambda: F.linear(wide, up), device, repeats)
-        ms += best_ms(lambda: F.linear(tall, down), device, repeats)
+        ms = 6 * best_ms(times(wide, square), device, repeats)
+        ms += best_ms(times(wide, up), device, repeats)
+        ms += best_ms(times(tall, down), device, repeats)
         return 1000 * _layer_linear(sizes, count, dtype.itemsize).flop / ms
 
     def large_gemm(dtype: torch.dtype) -> float:

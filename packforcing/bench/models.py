@@ -12,6 +12,7 @@ from torch import Tensor
 from ..compressor import Compressor
 from ..config import COMPRESSED_SPACE_STRIDE, PATCH, VAE_TIME_STRIDE, Layout
 from ..demo import VAE_DIM
+from ..fp8 import multiply_in_fp8
 from ..tree import SIZES, build_tree, random_state_dict
 from ..vae import WanVAE, init_vae
 from ..wan import CausalWan, TextKV
@@ -23,10 +24,14 @@ VAE_DIMS = {"wan2.1-1.3b": 96, "tiny": VAE_DIM}
 MODELS = tuple(VAE_DIMS)
 
 
-def random_wan(model: str, device: torch.device, dtype: torch.dtype) -> CausalWan:
+def random_wan(
+    model: str, device: torch.device, dtype: torch.dtype, fp8: bool = False, compiled: bool = False
+) -> CausalWan:
     """A transformer of the sizes `model`; the random numbers are drawn on the device, where that takes no time."""
-    tree = build_tree(SIZES[model], random_state_dict(SIZES[model], SEED, device))
-    return CausalWan(tree.to(device, dtype), dtype=dtype, device=device)
+    tree = build_tree(SIZES[model], random_state_dict(SIZES[model], SEED, device)).to(device, dtype)
+    if fp8:
+        multiply_in_fp8(tree)
+    return CausalWan(tree, dtype=dtype, device=device, compiled=compiled)
 
 
 def random_vae(model: str, device: torch.device) -> WanVAE:

@@ -29,6 +29,7 @@ from ..config import (
     default_temporal_stride,
 )
 from ..errors import PackForcingError
+from ..fp8 import check_fp8
 from ..sampler import LongVideo, Sampling
 from ..training import plots
 from ..tree import SIZES
@@ -87,6 +88,8 @@ class Settings:
     sampling: Sampling
     repeats: int
     vae: bool
+    fp8: bool  # linear layers
+    compiled: bool
     baseline_blocks: tuple[int, ...]
 
     @property
@@ -105,6 +108,8 @@ def checked(options: argparse.Namespace, config: CacheConfig, device: torch.devi
         raise PackForcingError(f"The benchmark knows the clocks of cuda and cpu, but --device is {device}.")
     if options.plot and not plots.available():
         raise PackForcingError("--plot needs matplotlib, which is not installed: pip install matplotlib, or drop it.")
+    if options.linear_dtype == "fp8_e4m3":
+        check_fp8(device)
     dtype = DTYPES[options.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
     size = parsed_size(options.size or DEFAULT_SIZES[options.model])
     return Settings(
@@ -116,6 +121,8 @@ def checked(options: argparse.Namespace, config: CacheConfig, device: torch.devi
         sampling=Sampling(steps=options.steps),
         repeats=options.repeats,
         vae=not options.no_vae,
+        fp8=options.linear_dtype == "fp8_e4m3",
+        compiled=options.compile,
         baseline_blocks=() if options.no_baselines else parsed_blocks(options.baseline_blocks),
     )
 
@@ -163,7 +170,9 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
 
     say("measuring this machine's rates")
     vae_dtype = VAE_DTYPE if settings.vae else None
-    rates_now = partial(measure_rates, sizes, layout, TEXT_TOKENS, device, dtype, vae_dtype, settings.repeats)
+    rates_now = partial(
+        measure_rates, sizes, layout, TEXT_TOKENS, device, dtype, vae_dtype, settings.repeats, settings.fp8
+    )
     rates = rates_now()
     vae_dim = VAE_DIMS[settings.model] if settings.vae else None
     floors_at = partial(stage_floors, sizes, layout, settings.sampling.steps, TEXT_TOKENS, dtype.itemsize, vae_dim)
@@ -171,7 +180,7 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
     warn_if_slow(settings, sum(estimate.values()))
 
     say("making random weights")
-    wan = random_wan(settings.model, device, dtype)
+    wan = random_wan(settings.model, device, dtype, settings.fp8, settings.compiled)
     text = random_text(wan)
     if settings.vae:
         vae, compressor = random_vae(settings.model, device), Compressor(layout.temporal_stride)
@@ -285,6 +294,8 @@ def conditions(settings: Settings) -> dict[str, Any]:
         "model": settings.model,
         "size": [layout.size.width, layout.size.height],
         "dtype": str(settings.dtype).removeprefix("torch."),
+        "linear_dtype": "fp8_e4m3" if settings.fp8 else "model",
+        "compiled": settings.compiled,
         "vae_dtype": str(VAE_DTYPE).removeprefix("torch.") if settings.vae else None,
         "steps": settings.sampling.steps,
         "repeats": settings.repeats,
