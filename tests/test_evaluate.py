@@ -24,7 +24,7 @@ from packforcing.evaluation.models import Models, Sources, compressor_choice, di
 from packforcing.evaluation.plots import points
 from packforcing.evaluation.policies import POLICIES, policy
 from packforcing.evaluation.runs import MEASURES, Result, Run, Settings, fingerprint, make, make_video, measure
-from packforcing.evaluation.summary import statistics, summarise, table
+from packforcing.evaluation.summary import compared, statistics, summarise, table
 from packforcing.sampler import Sampling
 from packforcing.training.world import compose, evaluation_prompts, parse, render_uint8
 
@@ -260,6 +260,35 @@ def test_a_table_has_a_row_a_policy_and_dashes_where_nothing_was_run() -> None:
     assert points(summary["full"], "drift") == ([5.0], [0.5], [0.0])
 
 
+def test_policies_are_compared_pair_by_pair() -> None:
+    def made(name: str, prompt: str, **measures: float | None) -> Result:
+        return Result(name, prompt, 0, "f", 1.0, {"5": dict.fromkeys(MEASURES) | measures})
+
+    some = settings("packforcing", "window", "full", seconds=(5.0, 60.0))
+    values = {"a": (0.9, 0.5), "b": (0.1, 0.0), "c": (0.5, None)}
+    results = [made("packforcing", prompt, memory=ours) for prompt, (ours, _) in values.items()]
+    results += [made("window", prompt, memory=theirs) for prompt, (_, theirs) in values.items()]
+    results += [made("window", "not of ours", memory=1.0)]
+    found = compared(some, results)
+    assert list(found) == ["window", "full"]
+    assert found["window"]["5"]["memory"] == pytest.approx(
+        {"mean": -0.25, "spread": 0.3 / 2**0.5, "standard_error": 0.15, "n": 2}
+    )
+    assert (
+        found["window"]["5"]["drift"]["n"]
+        == found["window"]["60"]["memory"]["n"]
+        == found["full"]["5"]["memory"]["n"]
+        == 0
+    )
+    lines = table(summarise(some, results), [], compared(some, [r for r in results if r.policy != "full"])).splitlines()
+    assert lines[-2].startswith("| window | – |")
+    assert lines[-2].endswith("| 60 s |")
+    only_five = settings("packforcing", "window", seconds=(5.0,))
+    line = table(summarise(only_five, results), [], compared(only_five, results)).splitlines()[-1]
+    assert line == "| window | – | -0.250 ± 0.150 | " + "– | " * (len(MEASURES) - 2) + "5 s |"
+    assert compared(some, [result for result in results if result.policy == "window"]) == {}
+
+
 def test_the_time_left_follows_each_policys_own_pace() -> None:
     done = [fake("slow", elapsed=20.0, _10=0.0), fake("fast", elapsed=5.0, _5=0.0, _10=0.0)]
     slow, fast, new = (Run(replace(policy("full"), name=name), "p", 1, (5.0,)) for name in ("slow", "fast", "new"))
@@ -282,7 +311,7 @@ def test_the_command_writes_a_table_a_plot_and_json(tmp_path: Path, capsys: pyte
     assert "– of full" in out
     assert "4 of 4: full, seed 0, 1 s in" in err
     assert json.loads(file.read_text()) == found
-    assert set(found) == {"settings", "versions", "policies", "cost"}
+    assert set(found) == {"settings", "versions", "policies", "differences", "cost"}
     assert found["settings"]["prompts"] == evaluation_prompts(2)
     assert found["settings"]["policies"]["packforcing"]["cache"]["top_k"] == 16
     assert found["versions"]["torch"] == torch.__version__

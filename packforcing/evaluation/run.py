@@ -45,7 +45,7 @@ from .runs import (
     make,
     read_results,
 )
-from .summary import costs, notes, summarise, table
+from .summary import compared, costs, notes, summarise, table
 
 RESULTS, SUMMARY, TABLE, PLOT = "runs.jsonl", "evaluation.json", "table.md", "quality.png"
 
@@ -222,11 +222,13 @@ def run(options: argparse.Namespace) -> None:
 
     results = evaluate(settings, models, folder, options.jobs, options.threads, tell_progress)
     summary = summarise(settings, results)
-    text = table(summary, notes(settings, trained=models.trained.state_dict is not None))
+    differences = compared(settings, results)
+    text = table(summary, notes(settings, trained=models.trained.state_dict is not None), differences)
     report = {
         "settings": described(settings, models, options),
         "versions": versions(),
         "policies": summary,
+        "differences": differences,
         "cost": {"seconds_a_video_second": costs(results), "threads": options.threads},
     }
     (folder / TABLE).write_text(text)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from statistics import fmean, stdev
+from types import MappingProxyType
 from typing import Any
 
-from .runs import MEASURES, Result, Settings, duration_key
+from .runs import MEASURES, Measures, Result, Settings, duration_key
 
 Statistics = dict[str, float | int | None]
 
 NONE = "–"
+REFERENCE = "packforcing"  # what other policies are compared with
 
 
 def statistics(values: Sequence[float | None]) -> Statistics:
@@ -45,6 +47,35 @@ def summarise(settings: Settings, results: Sequence[Result]) -> dict[str, dict[s
     return summary
 
 
+def compared(settings: Settings, results: Sequence[Result]) -> dict[str, dict[str, dict[str, Statistics]]]:
+    """Statistics of each policy's differences from REFERENCE on the same prompt, seed and duration; {} without it.
+
+    Videos differ much more from each other than one video does under two policies: a pair's difference leaves out what
+    they have in common.
+    """
+    usual = {(result.prompt, result.seed): result.measures for result in results if result.policy == REFERENCE}
+    found: dict[str, dict[str, dict[str, Statistics]]] = {}
+    for policy in settings.policies if usual else ():
+        if policy.name == REFERENCE:
+            continue
+        own = [result for result in results if result.policy == policy.name]
+        found[policy.name] = {
+            key: {name: statistics([_difference(each, usual, key, name) for each in own]) for name in MEASURES}
+            for key in map(duration_key, settings.durations(policy))
+        }
+    return found
+
+
+def _difference(
+    result: Result, usual: Mapping[tuple[str, int], Mapping[str, Measures]], key: str, name: str
+) -> float | None:
+    """A measure less that of the reference; None where one of them is not defined, or was not run."""
+    values = [
+        measures.get(key, {}).get(name) for measures in (result.measures, usual.get((result.prompt, result.seed), {}))
+    ]
+    return None if None in values else values[0] - values[1]
+
+
 def costs(results: Sequence[Result]) -> dict[str, float]:
     """By policy, the seconds of work that a second of video took."""
     names = dict.fromkeys(result.policy for result in results)
@@ -69,8 +100,13 @@ def notes(settings: Settings, trained: bool) -> list[str]:
     return found
 
 
-def table(summary: dict[str, Any], remarks: Sequence[str]) -> str:
-    """A Markdown table for each duration: policies down, measures across, means ± standard errors."""
+def table(
+    summary: dict[str, Any], remarks: Sequence[str], differences: Mapping[str, Any] = MappingProxyType({})
+) -> str:
+    """A Markdown table for each duration: policies down, measures across, means ± standard errors.
+
+    Below them, one of the `differences` that `compared` finds, at each policy's longest duration.
+    """
     durations = list(next(iter(summary.values())))
     parts = [
         "Means ± standard errors over prompts and seeds. Revisit similarity is the whole video's, all else is measured "
@@ -81,6 +117,15 @@ def table(summary: dict[str, Any], remarks: Sequence[str]) -> str:
         head = ["policy", *(name.replace("_", " ") for name in MEASURES), "n"]
         lines = [f"## {key} s", "", _row(head), _row(["---", *["---:"] * (len(head) - 1)])]
         lines += [_row(_cells(name, summary[name][key])) for name in summary]
+        parts.append("\n".join(lines))
+    if differences:
+        lines = [f"## Less {REFERENCE}, pair by pair", ""]
+        lines += ["Means ± standard errors of the differences on the same prompt and seed.", ""]
+        head = ["policy", *(name.replace("_", " ") for name in MEASURES), "at"]
+        lines += [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
+        for name, found in differences.items():
+            longest = list(found)[-1]
+            lines.append(_row([name, *(_cell(found[longest][measure], "+") for measure in MEASURES), f"{longest} s"]))
         parts.append("\n".join(lines))
     parts += remarks
     return "\n\n".join(parts) + "\n"
@@ -96,8 +141,8 @@ def _cells(name: str, measured: dict[str, Statistics] | None) -> list[str]:
     return [name, *(_cell(measured[measure]) for measure in MEASURES), str(measured[MEASURES[0]]["n"])]
 
 
-def _cell(found: Statistics) -> str:
+def _cell(found: Statistics, sign: str = "-") -> str:
     if found["mean"] is None:
         return NONE
     error = found["standard_error"]
-    return f"{found['mean']:.3f}" if error is None else f"{found['mean']:.3f} ± {error:.3f}"
+    return f"{found['mean']:{sign}.3f}" if error is None else f"{found['mean']:{sign}.3f} ± {error:.3f}"
