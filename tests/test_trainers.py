@@ -50,7 +50,7 @@ def command(part: str, folder: Path) -> list[str]:
     """A small run of each trainer, without its folder."""
     model = f"--model random:tiny --prompts {folder / 'prompts.safetensors'} --blocks 4"
     parts = {
-        "base": f"--latent-frames 12 --size 64 --clips 32 --held-out 4 --batch 2 --open-captions 0.5 "
+        "base": f"--latent-frames 12 --size 64 --clips 32 --held-out 4 --batch 2 --open-captions 0.5 --away-clips 32 "
         f"--clip-folder {folder / 'clips'}",
         "compressor": f"{model} --rollouts 2 --held-out 1 --batch 2 --rollout-folder {folder / 'rollouts'}",
         "forcing": f"{model} --critic-turns 2 --critic-rate 1e-3 --empty-prompt {folder / 'empty.safetensors'}",

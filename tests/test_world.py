@@ -96,6 +96,25 @@ def test_an_open_caption_leaves_colours_out_and_a_scene_chooses_them(seed: int, 
         assert not any(each[0] for each in left)
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32))
+def test_what_goes_away_is_back_within_a_clip(seed: int) -> None:
+    scene = sample_scene(seed, away=True)
+    assert parse(scene.caption) == scene.attributes
+    times = np.arange(80) / 16
+    if isinstance(scene, ObjectScene):
+        shown = scene.is_shown(times)
+        assert " blink" in scene.caption
+        assert (np.diff(shown.astype(int)) == 1).any()
+        assert 0.25 < shown.mean() < 0.75
+        video = render_uint8(replace(scene, attributes=replace(scene.attributes, blinks=False)), 80)
+        empty = (video == video[np.argmin(shown)]).all(axis=(1, 2, 3))
+        assert (empty == ~shown).all()
+    else:
+        assert "pans quickly" in scene.caption
+        assert 3.5 <= scene.period <= 2 * scene.travel / 50 + 1e-6
+
+
 def test_open_captions_are_understood() -> None:
     assert parse("two small stars swing") == ObjectAttributes(2, "small", "", "star", "swings", "")
     assert parse("on a blue background, a circle bounces") == ObjectAttributes(1, "", "", "circle", "bounces", "blue")

@@ -57,6 +57,7 @@ LANDSCAPE_PALETTE = [
 ]
 TABLE_BITS = 5  # a channel, in the table from colours to names
 SMALLEST_OBJECT = 20  # view pixels; a small circle has 95
+SELDOM = 0.1  # a smaller share of views without a blinking object is no blinking
 FARTHEST_SHAPE = 0.2  # between a region's features and those of the shape it is called
 SKY_ROWS, GROUND_ROWS = slice(0, 9), slice(59, VIEW)  # of a view, where nothing else is drawn
 SMALLEST_LANDMARK = 25  # view pixels, without edges
@@ -67,6 +68,7 @@ SHOWN_VIEWS = 4  # a colour in so many views (a second) is a landmark's, and no 
 CELL = 2  # view pixels a side
 MOVED = 16 / 255  # a cell that changes by more from one view to the next has motion in it
 STILL_SECONDS = 1.0  # a view without motion for so long before and after it is still
+STILL_BLINKING_SECONDS = 4.0  # the same where nothing may be there for a while
 FASTEST_PAN = 20  # pixels of a 128 pixel frame from one view to the next
 
 # Seen again
@@ -207,7 +209,8 @@ def backgrounds(names: np.ndarray) -> np.ndarray:
 def object_scores(shown: np.ndarray, asked: ObjectAttributes, early: np.ndarray) -> dict[str, np.ndarray]:
     """For each of the views [N, 64, 64, 3], the share of what is asked that is seen: attribute -> [N] in [0, 1].
 
-    A colour that is not asked for must be the usual one of the `early` views, bool [N].
+    A colour that is not asked for must be the usual one of the `early` views, bool [N]. Of what blinks, only views that
+    show it count (the others are nan); "blinks" is whether a view shows nothing.
     """
     palette, names = name_colours(shown, landscape=False)
     behind = backgrounds(names)
@@ -227,7 +230,22 @@ def object_scores(shown: np.ndarray, asked: ObjectAttributes, early: np.ndarray)
             for key, value in wanted.items()
         },
     }
-    return {key: np.array(values, float) for key, values in scores.items()}
+    arrays = {key: np.array(values, float) for key, values in scores.items()}
+    if asked.blinks:
+        nothing = np.array([not each for each in found])
+        arrays = {
+            key: values if key == "background" else np.where(nothing, nan, values) for key, values in arrays.items()
+        }
+        arrays["blinks"] = nothing.astype(float)
+    return arrays
+
+
+def _objects_in_window(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Means over a window's views, 0 where nothing was ever seen; what blinks must be seen, and not be seen."""
+    means = {key: 0.0 if np.isnan(values).all() else float(np.nanmean(values)) for key, values in scores.items()}
+    if "blinks" in means:
+        means["blinks"] = float(SELDOM <= means["blinks"] <= 1 - SELDOM)
+    return means
 
 
 def _most_common(names: Sequence[str]) -> str:
@@ -323,9 +341,9 @@ def _border_jump(video: np.ndarray, block_frames: int, first_frame: int) -> floa
     return (change(borders) + small) / (change(inside) + small)
 
 
-def is_still(moves: np.ndarray) -> np.ndarray:
-    """Whether nothing moves [N] within a second of each view, given each view's `moving_cells` [N]."""
-    reach = round(STILL_SECONDS * VIEWS_PER_SECOND)
+def is_still(moves: np.ndarray, seconds: float = STILL_SECONDS) -> np.ndarray:
+    """Whether nothing moves [N] within `seconds` of each view, given each view's `moving_cells` [N]."""
+    reach = round(seconds * VIEWS_PER_SECOND)
     near = np.lib.stride_tricks.sliding_window_view(np.pad(moves, reach), 2 * reach + 1)
     return ~(near > 0).any(-1)
 
@@ -538,14 +556,15 @@ def evaluate_video(
     else:
         again = object_revisits(shown)
         compared = needed
-    again[is_still(moves)] = nan
+    blinks = not landscape and asked.blinks
+    again[is_still(moves, STILL_BLINKING_SECONDS if blinks else STILL_SECONDS)] = nan
     again[np.isnan(again) & compared & (times >= (AWAY_PERIOD if landscape else HIDING_PERIOD))] = 0
 
     def attributes(here: np.ndarray) -> dict[str, float]:
         chosen = {key: values[here] for key, values in scores.items()}
         if landscape:
             return _landmarks_in_window(chosen, here.sum() / VIEWS_PER_SECOND)
-        return {key: float(values.mean()) for key, values in chosen.items()}
+        return _objects_in_window(chosen)
 
     def accuracy(here: np.ndarray) -> float:
         return float(np.mean([value for key, value in attributes(here).items() if key not in not_asked(asked)]))

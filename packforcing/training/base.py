@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,7 @@ class BaseOptions:
     clean_history: float = 0.3  # share of the clean passes without any
     first_again: int = 2  # more noise levels of the first block, which alone has only the prompt to go by
     open_captions: float = 0.0  # share of the captions that leave colours out, so that only the history knows them
+    away_share: float = 0.5  # of the samples, where there are clips in which things leave the view and come back
     focus: float = 0.0  # part of the loss's weight that lies where a clip differs from its rows' mean colours
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
@@ -147,10 +148,12 @@ class BaseTrainer:
         cache_dtype: torch.dtype = torch.float32,
         start: str | int = 0,
         histories: Sequence[History] = HISTORIES,
+        away: LatentClips | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.options = options
         self.clips = clips
+        self.away = away
         self.histories = histories
         self.block_frames = histories[0].block_frames
         self.held_out = held_out  # of the set's clips, the last, for the log
@@ -167,8 +170,15 @@ class BaseTrainer:
 
     def describe(self) -> Mapping[str, Any]:
         clips = self.clips.clips
+        away = vars(self.away.clips) if self.away is not None else None
         histories = [list(vars(history).values()) for history in self.histories]
-        return {**vars(self.options), "clips": vars(clips), "histories": histories, "weights": self._start}
+        return {
+            **vars(self.options),
+            "clips": vars(clips),
+            "away": away,
+            "histories": histories,
+            "weights": self._start,
+        }
 
     def turns(self, step: int) -> Sequence[str]:
         return ("base",)
@@ -181,8 +191,11 @@ class BaseTrainer:
     def _sample(self, seed: int, number: int | None = None) -> tuple[Any, ...]:
         """A clip, its noise and its noise levels; of a random clip unless its number is given."""
         rng = np.random.default_rng(seed)
-        drawn = int(rng.integers(len(self.clips) - self.held_out))
-        latents, reduced, caption = self.clips[drawn if number is None else number]
+        if number is None and self.away is not None and rng.random() < self.options.away_share:
+            latents, reduced, caption = self.away[int(rng.integers(len(self.away)))]
+        else:
+            drawn = int(rng.integers(len(self.clips) - self.held_out))
+            latents, reduced, caption = self.clips[drawn if number is None else number]
         if number is None and rng.random() < self.options.open_captions:
             caption = opened(parse(caption), rng).caption(int(rng.random() < 0.25))
         generator = torch.Generator().manual_seed(seed)
@@ -265,6 +278,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `train base`."""
     common.add_run_arguments(parser, "base", steps=6000, batch=4, rate=BaseOptions.rate, warmup=200)
     parser.add_argument("--clips", type=int, default=2048, help="of the training set")
+    parser.add_argument(
+        "--away-clips", type=int, default=0, help="more clips, in which things leave the view and come back"
+    )
+    parser.add_argument("--away-share", type=float, default=BaseOptions.away_share, help="of them among the samples")
     parser.add_argument("--latent-frames", type=int, default=20, help="a clip; 20 are 5 s")
     parser.add_argument("--size", type=int, default=FRAME, help="pixels, width and height")
     parser.add_argument("--clip-folder", help="where encoded clips are kept; default: FOLDER/clips")
@@ -289,11 +306,13 @@ def run(options: argparse.Namespace) -> Outcome:
     device = common.start(options)
     folder = Path(options.folder)
     clips = ClipSet(options.clips, latent_frames=options.latent_frames, size=options.size)
+    away = replace(clips, count=options.away_clips, away=True) if options.away_clips else None
     clip_folder = Path(options.clip_folder or folder / "clips")
     weights = read_state_dict(options.vae)[0] if options.vae else demo_vae()
     vae = channels_last(load_vae(weights, torch.bfloat16, device))
-    written = prepare(clip_folder, clips, vae, *common.part_of(None))
-    print(f"{written} of {clips.shards} files of clips encoded", flush=True)
+    for each in filter(None, (clips, away)):
+        written = prepare(clip_folder, each, vae, *common.part_of(None))
+        print(f"{written} of {each.shards} files of clips encoded", flush=True)
     common.wait_for_all()
 
     sizes = SIZES["tiny"]
@@ -306,6 +325,7 @@ def run(options: argparse.Namespace) -> Outcome:
             shift=options.shift,
             history_noise=options.history_noise,
             open_captions=options.open_captions,
+            away_share=options.away_share,
             focus=options.focus,
             first_again=0 if options.bidirectional else BaseOptions.first_again,
         ),
@@ -314,6 +334,7 @@ def run(options: argparse.Namespace) -> Outcome:
         cache_dtype=torch.bfloat16 if options.precision == "bfloat16" else torch.float32,
         start=options.init or options.seed,
         histories=bidirectional(clips.latent_frames) if options.bidirectional else HISTORIES,
+        away=LatentClips(clip_folder, away) if away else None,
     )
     outcome = train(trainer, common.run_config(options))
     with trainer.learners["base"].averaged() as tree:

@@ -31,7 +31,8 @@ SHARD = 32  # clips a file
 class ClipSet:
     """Which clips: `count` of `latent_frames` latent frames (20 are 5 s), `size` pixels wide and high.
 
-    `block_frames` and `temporal_stride` say how the LR branch's latents of their blocks are made.
+    `away`: of scenes in which things leave the view and come back. `block_frames` and `temporal_stride` say how the LR
+    branch's latents of their blocks are made.
     """
 
     count: int
@@ -39,6 +40,7 @@ class ClipSet:
     size: int = FRAME
     block_frames: int = 4
     temporal_stride: int = 2
+    away: bool = False
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.latent_frames % self.block_frames:
@@ -49,10 +51,10 @@ class ClipSet:
         return -(-self.count // SHARD)
 
 
-def clip_pixels(number: int, frames: int, size: int) -> tuple[Tensor, str]:
+def clip_pixels(number: int, frames: int, size: int, away: bool = False) -> tuple[Tensor, str]:
     """Clip `number`: pixels [3, F, size, size] in [-1, 1], and its caption."""
     rng = np.random.default_rng(number)
-    scene = sample_scene(rng)
+    scene = sample_scene(rng, away=away)
     return render(scene, frames, FPS, size, start=int(rng.integers(LONGEST_START))), scene.caption
 
 
@@ -72,7 +74,8 @@ def _later_frames(clips: ClipSet) -> int:
 
 
 def shard_path(folder: Path, clips: ClipSet, shard: int) -> Path:
-    return folder / f"clips-{clips.size}x{clips.latent_frames}-{shard:05d}.safetensors"
+    kind = "away" if clips.away else "clips"
+    return folder / f"{kind}-{clips.size}x{clips.latent_frames}-{shard:05d}.safetensors"
 
 
 @torch.no_grad()
@@ -97,7 +100,7 @@ def prepare(folder: str | Path, clips: ClipSet, vae: WanVAE, part: int = 0, part
             continue
         latents, reduced, captions = [], [], []
         for number in range(shard * SHARD, (shard + 1) * SHARD):
-            pixels, caption = clip_pixels(number, video_frames(clips.latent_frames), clips.size)
+            pixels, caption = clip_pixels(number, video_frames(clips.latent_frames), clips.size, clips.away)
             latents.append(encode_clip(vae, pixels[None].to(vae.device, vae.dtype))[0].half().cpu())
             reduced.append(reduced_latents(pixels[None], clips, vae).half().cpu())
             captions.append(caption)

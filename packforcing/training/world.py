@@ -6,7 +6,8 @@ pans over a landscape wider than the frame and comes back, for ever, so that pla
 A caption says what is asked (`parse` reads it back into attributes); the rest (places, speeds, phases, the shape of the
 hills) is free, and is drawn from the seed. An *open* caption leaves colours out too ("a circle bounces"): a model
 chooses them in its first frames, and from then on only its memory knows them. Both families are periodic and start at a
-random phase, so that clips of 5 s cover all that a video of minutes does.
+random phase, so that clips of 5 s cover all that a video of minutes does. Where objects blink and cameras are quick,
+things leave the view and come back within such a clip, so that it pays to remember them.
 
 Lengths are in pixels of a 128x128 frame, y down; times in seconds; angles in turns.
 """
@@ -67,6 +68,9 @@ TWO_OBJECTS_GAP = 6.0
 # Of the camera, by the number of landmarks: each leaves the view, and none is away for 5 s, the length of a clip.
 TRAVEL = {1: 112.0, 2: 128.0, 3: 192.0, 4: 240.0}
 PAN_SPEEDS = (20.0, 36.0)  # pixels a second, so that the longest period is 24 s
+QUICK_SPEEDS = (50.0, 70.0)
+SHORTEST_PERIODS = {False: 8.0, True: 3.5}  # of a camera, by whether it is quick
+SHOWN_SECONDS, HIDDEN_SECONDS = (1.0, 1.75), (1.25, 2.25)  # of what blinks
 PAN_SMOOTHNESS = 0.97  # 1 turns the camera on the spot, 0 moves it as a pendulum
 SUPERSAMPLES = 4  # of a landscape, a pixel and axis
 
@@ -87,10 +91,13 @@ class ObjectAttributes:
     shape: str
     motion: str
     background: str
+    blinks: bool = False
 
     def caption(self, phrasing: int = 0) -> str:
         what = " ".join(filter(None, [self.size, self.colour, self.shape]))
         subject = f"two {what}s {MOTIONS[self.motion]}" if self.count == 2 else f"{_a(what)} {self.motion}"
+        if self.blinks:
+            subject += " and blink" if self.count == 2 else " and blinks"
         if not self.background:
             return subject
         place = f"on {_a(self.background)} background"
@@ -117,6 +124,7 @@ class LandscapeAttributes:
     landmarks: tuple[Landmark, ...]
     ground: str = DEFAULT_GROUND
     sky: str = DEFAULT_SKY
+    quickly: bool = False
 
     def caption(self, phrasing: int = 0) -> str:
         """Phrasing 1 says ground and sky even where they are the default ones."""
@@ -124,7 +132,8 @@ class LandscapeAttributes:
         sky = "" if phrasing == 0 and self.sky == DEFAULT_SKY else f" under {_a(self.sky)} sky"
         *first, last = [_a(str(landmark)) for landmark in self.landmarks]
         landmarks = f"{', '.join(first)} and {last}" if first else last
-        return f"the camera pans over {_a(ground + 'landscape')} with {landmarks}{sky} and comes back"
+        pans = "pans quickly" if self.quickly else "pans"
+        return f"the camera {pans} over {_a(ground + 'landscape')} with {landmarks}{sky} and comes back"
 
     @property
     def combination(self) -> str:
@@ -145,13 +154,14 @@ def _any(words: object) -> str:
 
 _SUBJECT = (
     rf"(?P<count>an?|two) (?:(?P<size>{_any(SIZES)}) )?(?:(?P<colour>{_any(COLOURS)}) )?(?P<shape>{_any(SHAPES)})s? "
-    rf"(?P<motion>{_any([*MOTIONS, *MOTIONS.values()])})"
+    rf"(?P<motion>{_any([*MOTIONS, *MOTIONS.values()])})(?P<blinks> and blinks?)?"
 )
 _PLACE = rf"on an? (?P<background>{_any(COLOURS)}) background"
 _LANDMARK = rf"an? (?:(?P<colour>{_any(COLOURS)}) )?(?P<kind>{_any(LANDMARK_COLOURS)})"
 _OBJECTS = [re.compile(f"{_SUBJECT}(?: {_PLACE})?"), re.compile(f"{_PLACE}, {_SUBJECT}")]
 _LANDSCAPE = re.compile(
-    rf"the camera pans over an? (?:(?P<ground>{_any(GROUNDS)}) )?landscape with (?P<landmarks>.+?)"
+    rf"the camera pans (?P<quickly>quickly )?over an? (?:(?P<ground>{_any(GROUNDS)}) )?landscape "
+    r"with (?P<landmarks>.+?)"
     rf"(?: under an? (?P<sky>{_any(SKIES)}) sky)? and comes back"
 )
 
@@ -165,12 +175,13 @@ def parse(caption: str) -> Attributes:
             motion = next(one for one, many in MOTIONS.items() if said["motion"] in (one, many))
             count = 2 if said["count"] == "two" else 1
             size, colour, background = (said[key] or "" for key in ("size", "colour", "background"))
-            return ObjectAttributes(count, size, colour, said["shape"], motion, background)
+            return ObjectAttributes(count, size, colour, said["shape"], motion, background, bool(said["blinks"]))
     if match := _LANDSCAPE.fullmatch(text):
         landmarks = [re.fullmatch(_LANDMARK, each) for each in re.split(r", | and ", match["landmarks"])]
         if all(landmarks):
             names = tuple(Landmark(each["colour"] or "", each["kind"]) for each in landmarks)
-            return LandscapeAttributes(names, match["ground"] or DEFAULT_GROUND, match["sky"] or DEFAULT_SKY)
+            ground, sky = match["ground"] or DEFAULT_GROUND, match["sky"] or DEFAULT_SKY
+            return LandscapeAttributes(names, ground, sky, bool(match["quickly"]))
     raise PackForcingError(
         f"The synthetic world has no scene for the caption '{caption}': use one such as 'a red circle bounces on a "
         f"blue background' or 'the camera pans over a landscape with a red house and comes back'."
@@ -194,6 +205,12 @@ def opened(attributes: Attributes, seed: int | np.random.Generator, share: float
     kept = _kept(rng, len(attributes.landmarks), share)
     landmarks = (Landmark(colour * keep, kind) for (colour, kind), keep in zip(attributes.landmarks, kept, strict=True))
     return replace(attributes, landmarks=tuple(landmarks))
+
+
+def gone_for_a_while(attributes: Attributes) -> Attributes:
+    """The same, with objects that blink or a quick camera."""
+    is_object = isinstance(attributes, ObjectAttributes)
+    return replace(attributes, blinks=True) if is_object else replace(attributes, quickly=True)
 
 
 def _kept(rng: np.random.Generator, count: int, share: float) -> list[bool]:
@@ -239,12 +256,17 @@ class Track:
 
 @dataclass(frozen=True)
 class ObjectScene:
-    """Shapes that move for ever on a plain background, `shade` (0 to 1) darker at the bottom of the frame."""
+    """Shapes that move for ever on a plain background, `shade` (0 to 1) darker at the bottom of the frame.
+
+    What blinks is there for the first `shown` seconds of each `period`, and then not; `blink` is (shown, period, time
+    at the start).
+    """
 
     attributes: ObjectAttributes
     tracks: tuple[Track, ...]
     shade: float
     phrasing: int = 0
+    blink: tuple[float, float, float] | None = None
 
     @property
     def caption(self) -> str:
@@ -254,6 +276,13 @@ class ObjectScene:
     def radius(self) -> float:
         """Circumradius of each object."""
         return SIZES[self.attributes.size] * RELATIVE_RADIUS[self.attributes.shape]
+
+    def is_shown(self, times: np.ndarray) -> np.ndarray:
+        """Whether the objects are there, bool [F], at `times` [F]."""
+        if self.blink is None:
+            return np.ones(len(times), bool)
+        shown, period, start = self.blink
+        return (times + start) % period < shown
 
 
 @dataclass(frozen=True)
@@ -292,12 +321,16 @@ class LandscapeScene:
 Scene: TypeAlias = ObjectScene | LandscapeScene
 
 
-def sample_scene(seed: int | np.random.Generator, held_out: bool = False) -> Scene:
-    """A random scene of the training set, or of the held-out combinations. The same seed gives the same scene."""
+def sample_scene(seed: int | np.random.Generator, held_out: bool = False, away: bool = False) -> Scene:
+    """A random scene of the training set, or of the held-out combinations. The same seed gives the same scene.
+
+    `away`: things leave the view and come back within seconds.
+    """
     rng = np.random.default_rng(seed)
     while True:
         attributes = _sample_objects(rng) if rng.random() < 0.5 else _sample_landscape(rng)
         if is_held_out(attributes) == held_out:
+            attributes = gone_for_a_while(attributes) if away else attributes
             return compose(attributes, rng, phrasing=int(rng.random() < 0.25))
 
 
@@ -306,7 +339,8 @@ def compose(attributes: Attributes, seed: int | np.random.Generator, phrasing: i
     rng = np.random.default_rng(seed)
     attributes = _closed(attributes, rng)
     if isinstance(attributes, ObjectAttributes):
-        return ObjectScene(attributes, _tracks(attributes, rng), rng.uniform(0, 0.2), phrasing)
+        tracks, shade = _tracks(attributes, rng), rng.uniform(0, 0.2)
+        return ObjectScene(attributes, tracks, shade, phrasing, _blink(rng) if attributes.blinks else None)
     count = len(attributes.landmarks)
     travel = TRAVEL[count]
     places = FRAME / 2 + np.linspace(0, travel, count) + rng.uniform(-6, 6, count)
@@ -314,7 +348,10 @@ def compose(attributes: Attributes, seed: int | np.random.Generator, phrasing: i
         attributes,
         tuple(places.tolist()),
         travel,
-        period=max(8.0, 2 * travel / rng.uniform(*PAN_SPEEDS)),
+        period=max(
+            SHORTEST_PERIODS[attributes.quickly],
+            2 * travel / rng.uniform(*(QUICK_SPEEDS if attributes.quickly else PAN_SPEEDS)),
+        ),
         phase=rng.random(),
         hills=_waves(rng, (60, 95, 150), 4.5),
         fields=_waves(rng, (45, 80), 3.5),
@@ -339,8 +376,8 @@ def _closed(attributes: Attributes, rng: np.random.Generator) -> Attributes:
 def evaluation_prompts(count: int) -> list[str]:
     """`count` different captions of held-out combinations, objects and landscapes in turn, each evenly over its kinds.
 
-    Every second pair of them is open: without one of the object's colours or both, or all of the landmarks'. A longer
-    list begins with the shorter one.
+    Every second pair of them is open: without one of the object's colours or both, or all of the landmarks'; and in
+    every second one of those, objects blink and the camera is quick. A longer list begins with the shorter one.
     """
     rng = np.random.default_rng(EVALUATION_SEED)
     prompts: list[str] = []
@@ -352,10 +389,16 @@ def evaluation_prompts(count: int) -> list[str]:
             motion = list(MOTIONS)[(kind + kind // len(MOTIONS)) % len(MOTIONS)]
             attributes = _sample_objects(rng, motion, count=2 if kind % 3 == 2 else 1)
         asked = opened(attributes, rng, share=1 if is_landscape else 0.5) if kind % 2 else attributes
-        caption = asked.caption()
+        caption = (gone_for_a_while(asked) if kind % 4 == 3 else asked).caption()
         if is_held_out(attributes) and caption not in prompts:
             prompts.append(caption)
     return prompts
+
+
+def _blink(rng: np.random.Generator) -> tuple[float, float, float]:
+    shown = rng.uniform(*SHOWN_SECONDS)
+    period = shown + rng.uniform(*HIDDEN_SECONDS)
+    return shown, period, rng.uniform(0, period)
 
 
 def _pick(rng: np.random.Generator, options: object) -> str:
@@ -517,6 +560,7 @@ def _draw_objects(scene: ObjectScene, times: np.ndarray, size: int) -> np.ndarra
         place = (np.arange(len(times))[:, None, None], rows[:, :, None], columns[:, None, :])
         under = video[place]
         video[place] = np.rint(under + cover * (colour - under)).astype(np.uint8)
+    video[~scene.is_shown(times)] = background[:, None]
     return video
 
 
