@@ -191,13 +191,14 @@ class BaseTrainer:
     def _sample(self, seed: int, number: int | None = None) -> tuple[Any, ...]:
         """A clip, its noise and its noise levels; of a random clip unless its number is given."""
         rng = np.random.default_rng(seed)
-        if number is None and self.away is not None and rng.random() < self.options.away_share:
+        away = number is None and self.away is not None and rng.random() < self.options.away_share
+        if away:
             latents, reduced, caption = self.away[int(rng.integers(len(self.away)))]
         else:
             drawn = int(rng.integers(len(self.clips) - self.held_out))
             latents, reduced, caption = self.clips[drawn if number is None else number]
         if number is None and rng.random() < self.options.open_captions:
-            caption = opened(parse(caption), rng).caption(int(rng.random() < 0.25))
+            caption = opened(parse(caption), rng, share=1 if away else 0.5).caption(int(rng.random() < 0.25))
         generator = torch.Generator().manual_seed(seed)
         blocks = latents.shape[1] // self.block_frames
         denoised = blocks + self.options.first_again
