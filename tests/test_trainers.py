@@ -26,7 +26,7 @@ from packforcing.errors import PackForcingError
 from packforcing.text import encode_prompt
 from packforcing.training import base, clips, compressor, models, options, rollouts
 from packforcing.training.loop import Checkpoints, read_log
-from packforcing.training.optimizers import JointOptimizer
+from packforcing.training.optimizers import JointOptimizer, muon_and_adamw
 
 REPO = Path(__file__).resolve().parent.parent
 STEPS = 4
@@ -273,6 +273,21 @@ def test_a_joint_optimizer_resumes_where_it_was() -> None:
     resumed.load_state_dict(saved[1])
     steps(other, resumed, range(3, 6))
     torch.testing.assert_close(other.state_dict(), layer.state_dict(), rtol=0, atol=0)
+
+
+def test_wide_inputs_learn_at_a_smaller_rate() -> None:
+    """A step of AdamW moves an output by rate x inputs: by as much for 4,096 dense inputs as for 256."""
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleDict({"block": torch.nn.Linear(8, 8)})
+    for name, inputs in (("narrow", 64), ("full", 256), ("wide", 4096)):
+        layers[name] = torch.nn.Linear(inputs, 1)
+    optimizer = muon_and_adamw(layers, layers["block"].parameters(), rate=1e-3, weight_decay=0.0)
+    signs = {name: torch.randn(layers[name].in_features).sign() for name in ("narrow", "full", "wide")}
+    before = {name: layers[name](x).item() for name, x in signs.items()}
+    sum(layers[name](x).sum() for name, x in signs.items()).backward()
+    optimizer.step()
+    moved = {name: before[name] - layers[name](x).item() for name, x in signs.items()}
+    assert moved == pytest.approx({"narrow": 0.065, "full": 0.257, "wide": 0.257}, rel=0.01)  # the bias moves too
 
 
 def save_to_memory(value: object):

@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 
 from ..errors import PackForcingError
 
+FULL_RATE_INPUTS = 256  # of a matrix under AdamW
+
 
 class JointOptimizer:
     """Several optimizers over different parameters, as one: their groups, numbered through, and their states."""
@@ -70,7 +72,10 @@ def muon_and_adamw(
     """Muon over the matrices among `inner` and AdamW over the module's other parameters, at one learning rate.
 
     Muon (Jordan et al., 2024) makes each update of a matrix orthogonal; with its length matched to AdamW's, as here,
-    both take the same rate. Raises PackForcingError when PyTorch has no Muon.
+    both take the same rate. AdamW moves an output by rate x inputs, so matrices of more than FULL_RATE_INPUTS of them
+    learn at a rate that is smaller in proportion (Yang et al., 2022, "Tensor Programs V").
+
+    Raises PackForcingError when PyTorch has no Muon.
     """
     if not hasattr(torch.optim, "Muon"):
         raise PackForcingError(
@@ -80,11 +85,16 @@ def muon_and_adamw(
     matrices = [p for p in inner if p.ndim == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in module.parameters() if id(p) not in chosen]
-    decayed, free = [p for p in others if p.ndim > 1], [p for p in others if p.ndim <= 1]
+    free = [p for p in others if p.ndim <= 1]
+    by_rate: dict[float, list[nn.Parameter]] = {}
+    for p in others:
+        if p.ndim > 1:
+            by_rate.setdefault(rate * min(1.0, FULL_RATE_INPUTS / p[0].numel()), []).append(p)
+    decayed = [{"params": ps, "lr": own, "weight_decay": weight_decay} for own, ps in by_rate.items()]
     return JointOptimizer(
         torch.optim.Muon(matrices, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}],
+            [*decayed, {"params": free, "weight_decay": 0.0}],
             lr=rate,
             betas=betas,
         ),
