@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from packforcing.__main__ import main
+from packforcing.__main__ import main, parser
 from packforcing.checkpoints import CompressorMetadata, save_compressor
 from packforcing.compressor import HRBranch
 from packforcing.config import CacheConfig, FrameSize
@@ -19,7 +19,7 @@ from packforcing.demo import COMPRESSOR_NAME
 from packforcing.errors import PackForcingError
 from packforcing.evaluation import models as models_module
 from packforcing.evaluation import run as command
-from packforcing.evaluation.metrics import evaluate_video
+from packforcing.evaluation.metrics import evaluate_video, not_asked
 from packforcing.evaluation.models import Models, Sources, compressor_choice, digest, load
 from packforcing.evaluation.plots import points
 from packforcing.evaluation.policies import POLICIES, policy
@@ -100,6 +100,14 @@ def test_full_is_run_no_longer_than_it_may() -> None:
     some = settings("full", "packforcing", seconds=(5.0, 30.0, 60.0), full_seconds=30.0)
     assert [some.durations(each) for each in some.policies] == [(5.0, 30.0), (5.0, 30.0, 60.0)]
     assert len(settings("full", "packforcing", seconds=(5.0,), full_seconds=4.0).runs()) == 1
+
+
+def test_open_prompts_leave_colours_out() -> None:
+    some = settings("packforcing", prompts=4, open_prompts=True)
+    assert [one.prompt for one in some.runs()] == evaluation_prompts(4, is_open=True)
+    assert all(not_asked(parse(one.prompt)) for one in some.runs())
+    options = parser().parse_args(["evaluate", "--open-prompts"])
+    assert command.settings_of(options).open_prompts
 
 
 # --- one run ---------------------------------------------------------------------------------------------------

@@ -160,21 +160,23 @@ def test_periods_are_of_8_to_24_seconds_and_landmarks_leave_the_view() -> None:
             assert all((np.abs(place - camera - FRAME / 2) > FRAME / 2).any() for place in scene.places)
 
 
-def test_evaluation_prompts_are_held_out_of_training() -> None:
-    prompts = evaluation_prompts(32)
+@pytest.mark.parametrize("is_open", [False, True])
+def test_evaluation_prompts_are_held_out_of_training(is_open: bool) -> None:
+    prompts = evaluation_prompts(32, is_open)
     assert len(set(prompts)) == 32
-    assert evaluation_prompts(10) == prompts[:10]
+    assert evaluation_prompts(10, is_open) == prompts[:10]
     attributes = [parse(prompt) for prompt in prompts]
     assert sum(isinstance(each, ObjectAttributes) for each in attributes) == 16
-    assert {each.motion for each in attributes[:8:2]} == {each.motion for each in attributes[8:16:2]} == set(MOTIONS)
+    assert {each.motion for each in attributes[:8:2]} == set(MOTIONS)
     assert {len(each.landmarks) for each in attributes[1:8:2]} == {1, 2, 3, 4}
-    trained = {scene.attributes.combination for scene in SCENES}
-    said = [each for pair in zip(attributes[::4], attributes[1::4], strict=True) for each in pair]
-    assert all(is_held_out(each) and each.combination not in trained for each in said)
-    left_out = [not_asked(each) for each in attributes]
-    assert [bool(each) for each in left_out] == [False, False, True, True] * 8
-    assert len(set(evaluation_prompts(MOST_PROMPTS))) == MOST_PROMPTS
+    assert [bool(not_asked(each)) for each in attributes] == [is_open] * 32
+    gone = [" blink" in prompt or " quickly " in prompt for prompt in prompts]
+    assert gone == ([False] * 8 + [is_open] * 8) * 2
+    if not is_open:
+        trained = {scene.attributes.combination for scene in SCENES}
+        assert all(is_held_out(each) and each.combination not in trained for each in attributes)
     assert is_held_out(sample_scene(0, held_out=True).attributes)
+    assert len(set(evaluation_prompts(MOST_PROMPTS, is_open))) == MOST_PROMPTS
 
 
 # ---------------------------------------------------------------------- drawing

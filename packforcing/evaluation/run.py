@@ -64,6 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", default="5,30,60,120", help="durations of video, with commas between")
     parser.add_argument("--full-seconds", type=float, default=30.0, help="the longest duration of the policy full")
     parser.add_argument("--prompts", type=int, default=4, help="how many captions of held-out scenes")
+    parser.add_argument(
+        "--open-prompts", action="store_true", help="prompts that leave colours out: only the history knows them"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds, from 0")
     parser.add_argument("--size", default="128x128", help="WIDTHxHEIGHT in pixels, multiples of 16")
     parser.add_argument(
@@ -93,6 +96,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         seconds=durations(options.seconds),
         full_seconds=options.full_seconds,
         prompts=options.prompts,
+        open_prompts=options.open_prompts,
         seeds=options.seeds,
         size=frame_size(options.size),
         sampling=Sampling(0, options.steps, options.shift, options.update),

@@ -29,7 +29,7 @@ from .metrics import FIRST_SECONDS, evaluate_video
 from .models import Models, Sources
 from .policies import Policy
 
-MEASUREMENT = 2  # raised whenever results of an older version of this code are no longer comparable
+MEASUREMENT = 1  # raised whenever results of an older version of this code are no longer comparable
 BLOCK_FRAMES = CacheConfig().block_frames
 MOST_PROMPTS = 96  # every eighth is of a landscape with one landmark, and 12 of those are held out
 
@@ -57,6 +57,7 @@ class Settings:
         seconds: durations at which videos are measured; each run is as long as the longest.
         full_seconds: the longest duration of policies that keep everything, whose cost grows with the video.
         prompts: how many of the world's held-out captions.
+        open_prompts: whether they leave colours out (`world.evaluation_prompts`).
         seeds: how many seeds, from 0.
         sampling: how blocks are denoised; its seed is not used.
     """
@@ -65,6 +66,7 @@ class Settings:
     seconds: tuple[float, ...]
     full_seconds: float = 30.0
     prompts: int = 4
+    open_prompts: bool = False
     seeds: int = 1
     size: FrameSize = field(default_factory=lambda: FrameSize(128, 128))
     sampling: Sampling = field(default_factory=Sampling)
@@ -96,7 +98,7 @@ class Settings:
         return [
             Run(policy, prompt, seed, self.durations(policy))
             for seed in range(self.seeds)
-            for prompt in evaluation_prompts(self.prompts)
+            for prompt in evaluation_prompts(self.prompts, self.open_prompts)
             for policy in self.policies
             if self.durations(policy)
         ]

@@ -42,7 +42,7 @@ def summarise(settings: Settings, results: Sequence[Result]) -> dict[str, dict[s
             measured = [result.measures[key] for result in own if key in result.measures]
             ran = seconds in settings.durations(policy)
             summary[policy.name][key] = (
-                {name: statistics([each[name] for each in measured]) for name in MEASURES} if ran else None
+                {name: statistics([each.get(name) for each in measured]) for name in MEASURES} if ran else None
             )
     return summary
 

@@ -32,7 +32,7 @@ from .blocks import noise_levels, spread, walk
 from .loop import Learner, Micro, Outcome, train, whole
 from .models import add_model_arguments, default_channels, encoded_prompts, setting
 from .rollouts import Rollout, Rollouts, RolloutShape, prepare
-from .world import evaluation_prompts, opened, sample_scene
+from .world import evaluation_prompts, sample_scene
 
 PROMPT_SEED = 5_000_000_000  # scenes whose captions are the rollouts' prompts; clips have other seeds
 
@@ -210,16 +210,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
-def _caption(seed: int, is_open: bool) -> str:
-    scene = sample_scene(seed)
-    return opened(scene.attributes, seed).caption() if is_open else scene.caption
-
-
 def prompt_contexts(options: argparse.Namespace, count: int, held_out: int) -> list[Tensor]:
     """Encoded prompts [L, 4096]: `count` to train with, then `held_out` others."""
-    if options.prompts is None:  # the synthetic world's, half of them open as in an evaluation
-        captions = [_caption(PROMPT_SEED + i, is_open=i % 2 == 1) for i in range(count)]
-        return [encode_prompt(caption)[0] for caption in captions + evaluation_prompts(held_out)]
+    if options.prompts is None:  # the synthetic world's
+        captions = [sample_scene(PROMPT_SEED + i).caption for i in range(count)] + evaluation_prompts(held_out)
+        return [encode_prompt(caption)[0] for caption in captions]
     contexts = encoded_prompts(options.prompts)
     if len(contexts) < 2:
         raise PackForcingError(f"{options.prompts} holds one prompt; two at least are needed, one of them to measure.")

@@ -373,11 +373,11 @@ def _closed(attributes: Attributes, rng: np.random.Generator) -> Attributes:
     return replace(attributes, landmarks=tuple(landmarks))
 
 
-def evaluation_prompts(count: int) -> list[str]:
+def evaluation_prompts(count: int, is_open: bool = False) -> list[str]:
     """`count` different captions of held-out combinations, objects and landscapes in turn, each evenly over its kinds.
 
-    Every second pair of them is open: without one of the object's colours or both, or all of the landmarks'; and in
-    every second one of those, objects blink and the camera is quick. A longer list begins with the shorter one.
+    Open ones leave out one of the object's colours or both, or all of the landmarks'; in every second eight of them,
+    objects blink and cameras are quick. A longer list begins with the shorter one.
     """
     rng = np.random.default_rng(EVALUATION_SEED)
     prompts: list[str] = []
@@ -386,12 +386,14 @@ def evaluation_prompts(count: int) -> list[str]:
         if is_landscape:
             attributes = _sample_landscape(rng, landmarks=1 + kind % 4)
         else:
-            motion = list(MOTIONS)[(kind + kind // len(MOTIONS)) % len(MOTIONS)]
-            attributes = _sample_objects(rng, motion, count=2 if kind % 3 == 2 else 1)
-        asked = opened(attributes, rng, share=1 if is_landscape else 0.5) if kind % 2 else attributes
-        caption = (gone_for_a_while(asked) if kind % 4 == 3 else asked).caption()
-        if is_held_out(attributes) and caption not in prompts:
-            prompts.append(caption)
+            attributes = _sample_objects(rng, motion=list(MOTIONS)[kind % 4], count=2 if kind % 3 == 2 else 1)
+        if not is_held_out(attributes):
+            continue
+        if is_open:
+            attributes = opened(attributes, rng, share=1 if is_landscape else 0.5)
+            attributes = gone_for_a_while(attributes) if kind // 4 % 2 else attributes
+        if attributes.caption() not in prompts:
+            prompts.append(attributes.caption())
     return prompts
 
 
