@@ -249,7 +249,7 @@ def _objects_in_window(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def _most_common(names: Sequence[str]) -> str:
-    """ "" of none."""
+    """The name that comes most often; of none an empty one."""
     return Counter(names).most_common(1)[0][0] if names else ""
 
 

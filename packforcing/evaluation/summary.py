@@ -39,6 +39,7 @@ def summarise(settings: Settings, results: Sequence[Result]) -> dict[str, dict[s
         summary[policy.name] = {}
         for seconds in settings.seconds:
             key = duration_key(seconds)
+            # A result of an older version lacks the newer measures: those are not defined in it.
             measured = [result.measures[key] for result in own if key in result.measures]
             ran = seconds in settings.durations(policy)
             summary[policy.name][key] = (
