@@ -106,7 +106,7 @@ def test_what_goes_away_is_back_within_a_clip(seed: int) -> None:
         shown = scene.is_shown(times)
         assert " blink" in scene.caption
         assert (np.diff(shown.astype(int)) == 1).any()
-        assert 0.25 < shown.mean() < 0.75
+        assert 0.19 <= shown.mean() <= 0.75  # 1 s of 5 s at least, twice 1.75 s and a quarter at most
         video = render_uint8(replace(scene, attributes=replace(scene.attributes, blinks=False)), 80)
         empty = (video == video[np.argmin(shown)]).all(axis=(1, 2, 3))
         assert (empty == ~shown).all()
