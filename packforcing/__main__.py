@@ -22,7 +22,7 @@ from .errors import PackForcingError
 from .evaluation import run as evaluation
 from .fp8 import LINEAR_DTYPES, check_fp8, multiply_in_fp8
 from .inspector import picture, report
-from .loading import load_tree, usable_device
+from .loading import check_compiler, load_tree, usable_device
 from .plan import MODELS, plan, plan_text
 from .sampler import LongVideo, Sampling
 from .schedule import UPDATES
@@ -215,6 +215,8 @@ def run_generate(options: argparse.Namespace) -> None:
         dtype = torch.bfloat16
     if options.linear_dtype == "fp8_e4m3":
         check_fp8(device)
+    if options.compile:
+        check_compiler(device)
     check_folder(options.report, "report")
     check_folder(options.picture, "picture")
     choice = compressor_choice(options)

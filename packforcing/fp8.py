@@ -24,7 +24,8 @@ LINEAR_DTYPES = ("model", "fp8_e4m3")
 
 def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows [N, d] in fp8, and scales [N, 1], float32, by which they must be multiplied; a row's largest is exact."""
-    scales = rows.abs().amax(dim=1, keepdim=True).float().clamp_min(1e-12) / LARGEST
+    rows = rows.float()  # first: PyTorch's compiler (2.13, CPU) writes wrong C++ for the largest of bfloat16 numbers
+    scales = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / LARGEST
     return (rows / scales).clamp(-LARGEST, LARGEST).to(FP8), scales
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
+import shutil
 from collections.abc import Mapping
 
 import torch
@@ -21,6 +23,16 @@ def usable_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch's, for an unknown device and for one it was built without
         reason = str(error).partition("\n")[0].rstrip(".")
         raise PackForcingError(f"The device '{name}' cannot be used here ({reason}): choose cpu, say.") from error
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises PackForcingError when torch.compile will find no compiler here: Triton on a GPU, C++ on the CPU."""
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise PackForcingError(
+            "--compile needs Triton on a GPU, which is not installed: pip install triton, or drop it."
+        )
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        raise PackForcingError("--compile needs a C++ compiler on the CPU, and there is none: install g++, or drop it.")
 
 
 def load_tree(path: str | os.PathLike[str], weights: str = "auto") -> WanTree:

@@ -14,6 +14,7 @@ from packforcing.cache import Cache
 from packforcing.config import CacheConfig, FrameSize, Layout
 from packforcing.errors import PackForcingError
 from packforcing.fp8 import FP8, LARGEST, Fp8Linear, check_fp8, multiply_in_fp8, rounded
+from packforcing.loading import check_compiler
 from packforcing.tree import SIZES, build_tree, random_state_dict
 from packforcing.wan import CausalWan
 
@@ -96,6 +97,20 @@ def test_what_cannot_be_multiplied_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "An older card")
     with pytest.raises(PackForcingError, match="An older card cannot multiply in fp8"):
         check_fp8(torch.device("cuda"))
+
+
+def test_compiling_without_a_compiler_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(PackForcingError, match="needs Triton on a GPU"):
+        check_compiler(torch.device("cuda"))
+    out = ["--output", f"{tmp_path / 'a.mp4'}"]
+    for command in (["generate", "--prompt", "a circle", *out], ["bench", "--model", "tiny", "--no-vae"]):
+        assert main([*command, "--device", "cpu", "--compile"]) == 1
+        assert "needs a C++ compiler on the CPU" in capsys.readouterr().err
+    assert not (tmp_path / "a.mp4").exists()
 
 
 def test_the_command_line_makes_a_video_and_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,7 @@ from ..config import (
 )
 from ..errors import PackForcingError
 from ..fp8 import check_fp8
+from ..loading import check_compiler
 from ..sampler import LongVideo, Sampling
 from ..training import plots
 from ..tree import SIZES
@@ -110,6 +111,8 @@ def checked(options: argparse.Namespace, config: CacheConfig, device: torch.devi
         raise PackForcingError("--plot needs matplotlib, which is not installed: pip install matplotlib, or drop it.")
     if options.linear_dtype == "fp8_e4m3":
         check_fp8(device)
+    if options.compile:
+        check_compiler(device)
     dtype = DTYPES[options.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
     size = parsed_size(options.size or DEFAULT_SIZES[options.model])
     return Settings(
