@@ -13,15 +13,16 @@ COLOURS = 10  # in matplotlib's cycle
 
 
 def quality_over_time(summary: dict[str, Any], path: str | Path) -> None:
-    """One panel a measure over the duration, one line a policy, bars for standard errors, as a PNG."""
+    """One panel a measure that is defined, over the duration, one line a policy, bars for standard errors, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = -(-len(MEASURES) // COLUMNS)
+    defined = [measure for measure in MEASURES if any(points(each, measure)[0] for each in summary.values())]
+    rows = max(1, -(-len(defined) // COLUMNS))
     # A figure of its own, not pyplot's: no state is left behind and no window system is asked for.
     figure = Figure(figsize=(4.6 * COLUMNS, 3.0 * rows + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
-    for number, measure in enumerate(MEASURES, 1):
+    for number, measure in enumerate(defined, 1):
         panel = figure.add_subplot(rows, COLUMNS, number)
         for line, (policy, by_duration) in enumerate(summary.items()):
             style = ("-", "--", ":")[line // COLOURS % 3]
@@ -33,8 +34,9 @@ def quality_over_time(summary: dict[str, Any], path: str | Path) -> None:
         panel.set_xticks([float(key) for key in next(iter(summary.values()))])
         if "drift" not in measure:  # all others are shares, or ratios: not below zero, and small is not nothing
             panel.set_ylim(bottom=0)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=8)
+    if figure.axes:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=8)
     part = Path(path).with_suffix(".part.png")
     figure.savefig(part, dpi=110)
     os.replace(part, path)  # a viewer never sees half a picture
