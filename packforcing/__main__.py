@@ -20,9 +20,9 @@ from .config import ARCHIVE_DEVICES, KV_DTYPES, SELECTIONS, CacheConfig, FrameSi
 from .demo import SAMPLING, demo_compressor, demo_transformer, demo_vae
 from .errors import PackForcingError
 from .evaluation import run as evaluation
-from .fp8 import LINEAR_DTYPES, check_fp8, multiply_in_fp8
+from .fp8 import LINEAR_DTYPES
 from .inspector import picture, report
-from .loading import check_compiler, load_tree, usable_device
+from .loading import check_speed, load_tree, ready, usable_device
 from .plan import MODELS, plan, plan_text
 from .sampler import LongVideo, Sampling
 from .schedule import UPDATES
@@ -162,10 +162,7 @@ def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[Causal
         tree = load_tree(options.model, options.weights)
         vae = load_vae(read_state_dict(options.vae)[0], dtype, options.device) if options.vae else None
         context = only_tensor(options.text_embedding)
-    tree = tree.to(options.device, dtype)
-    if options.linear_dtype == "fp8_e4m3":
-        multiply_in_fp8(tree)
-    return CausalWan(tree, dtype=dtype, device=options.device, compiled=options.compile), vae, context
+    return ready(tree, options.device, dtype, options.linear_dtype, options.compile), vae, context
 
 
 def sampling_of(options: argparse.Namespace) -> Sampling:
@@ -213,10 +210,7 @@ def run_generate(options: argparse.Namespace) -> None:
     dtype = DTYPES[options.dtype] if options.dtype else torch.float32
     if options.dtype is None and device.type == "cuda":
         dtype = torch.bfloat16
-    if options.linear_dtype == "fp8_e4m3":
-        check_fp8(device)
-    if options.compile:
-        check_compiler(device)
+    check_speed(device, options.linear_dtype, options.compile)
     check_folder(options.report, "report")
     check_folder(options.picture, "picture")
     choice = compressor_choice(options)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .archive import Archive
 from .config import Layout, ModelShape
+from .fp8 import FP8, saturated
 from .positions import Anchors, anchors, mid_anchors
 from .rope import (
     Rotation,
@@ -34,9 +35,6 @@ def runs(numbers: list[int]) -> list[tuple[int, int]]:
     firsts = [n for i, n in enumerate(numbers) if i == 0 or numbers[i - 1] != n - 1]
     lasts = [n for i, n in enumerate(numbers) if i == len(numbers) - 1 or numbers[i + 1] != n + 1]
     return list(zip(firsts, lasts, strict=True))
-
-
-FP8_LARGEST = torch.finfo(torch.float8_e4m3fn).max
 
 
 class Cache:
@@ -66,7 +64,7 @@ class Cache:
         self.model = model
         self.device = torch.device(device)
         self.dtype = dtype
-        self.kept_dtype = torch.float8_e4m3fn if self.config.kv_dtype == "fp8_e4m3" else dtype
+        self.kept_dtype = FP8 if self.config.kv_dtype == "fp8_e4m3" else dtype
         self.batch = batch
         self.archive = Archive(self.config, self.device)
         self.heads = scored_heads(model.heads, self.config.head_fraction)
@@ -319,10 +317,8 @@ class Cache:
         return keys, values
 
     def _kept(self, x: Tensor) -> Tensor:
-        """Keys or values as they are kept: beyond the range of fp8 they would become NaN."""
-        if self.kept_dtype == self.dtype:
-            return x
-        return x.clamp(-FP8_LARGEST, FP8_LARGEST).to(self.kept_dtype)
+        """Keys or values as they are kept."""
+        return x if self.kept_dtype == self.dtype else saturated(x)
 
     def _measure_rounding(self, layer: int, tokens: slice, *exact: Tensor) -> None:
         kept = self.keys[layer][:, tokens], self.values[layer][:, tokens]

@@ -22,11 +22,16 @@ SIDE = 16  # matrix sides must be multiples of it
 LINEAR_DTYPES = ("model", "fp8_e4m3")
 
 
+def saturated(x: Tensor) -> Tensor:
+    """Numbers in fp8; those beyond its range, which would become NaN, at its end."""
+    return x.clamp(-LARGEST, LARGEST).to(FP8)
+
+
 def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows [N, d] in fp8, and scales [N, 1], float32, by which they must be multiplied; a row's largest is exact."""
     rows = rows.float()  # first: PyTorch's compiler (2.13, CPU) writes wrong C++ for the largest of bfloat16 numbers
     scales = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / LARGEST
-    return (rows / scales).clamp(-LARGEST, LARGEST).to(FP8), scales
+    return saturated(rows / scales), scales
 
 
 def product(rows: Tensor, row_scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor | None) -> Tensor:

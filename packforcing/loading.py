@@ -13,7 +13,9 @@ from torch import Tensor
 
 from .checkpoints import load_wan
 from .errors import PackForcingError
+from .fp8 import check_fp8, multiply_in_fp8
 from .tree import WanSizes, WanTree, build_tree
+from .wan import CausalWan
 
 
 def usable_device(name: str) -> torch.device:
@@ -23,6 +25,24 @@ def usable_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch's, for an unknown device and for one it was built without
         reason = str(error).partition("\n")[0].rstrip(".")
         raise PackForcingError(f"The device '{name}' cannot be used here ({reason}): choose cpu, say.") from error
+
+
+def check_speed(device: torch.device, linear_dtype: str, compiled: bool) -> None:
+    """Raises PackForcingError when a device cannot do what `ready` is asked for."""
+    if linear_dtype != "model":
+        check_fp8(device)
+    if compiled:
+        check_compiler(device)
+
+
+def ready(
+    tree: WanTree, device: torch.device | str, dtype: torch.dtype, linear_dtype: str = "model", compiled: bool = False
+) -> CausalWan:
+    """A transformer to run on a device; `linear_dtype` is one of `fp8.LINEAR_DTYPES`."""
+    tree = tree.to(device, dtype)
+    if linear_dtype != "model":
+        multiply_in_fp8(tree)
+    return CausalWan(tree, dtype=dtype, device=device, compiled=compiled)
 
 
 def check_compiler(device: torch.device) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -60,27 +61,30 @@ def _split(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1))
 
 
-def project(block: nn.Module, hidden: Tensor, modulations: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values [B, L, H, D] of the self-attention of hidden tokens [B, L, d]."""
-    shift, scale = (block.modulation.to(hidden) + modulations).chunk(6, dim=1)[:2]
+def project(block: nn.Module, hidden: Tensor, modulation: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [B, L, H, D] of the self-attention of hidden tokens [B, L, d].
+
+    Here and below, `modulation` [B, 6, d] is the layer's shift, scale and gate, twice.
+    """
+    shift, scale = modulation.chunk(6, dim=1)[:2]
     x, attn = torch.addcmul(shift, block.norm1(hidden), 1 + scale), block.self_attn
     queries, keys = attn.norm_q(attn.q(x)), attn.norm_k(attn.k(x))
     return _split(queries, heads), _split(keys, heads), _split(attn.v(x), heads)
 
 
 def after_attention(
-    block: nn.Module, hidden: Tensor, attended: Tensor, modulations: Tensor, heads: int
+    block: nn.Module, hidden: Tensor, attended: Tensor, modulation: Tensor, heads: int
 ) -> tuple[Tensor, Tensor]:
     """Adds the self-attention [B, L, H, D] to the hidden tokens [B, L, d]; with the queries to the prompt."""
-    gate = (block.modulation.to(hidden) + modulations).chunk(6, dim=1)[2]
+    gate = modulation.chunk(6, dim=1)[2]
     hidden = torch.addcmul(hidden, block.self_attn.o(attended.flatten(2)), gate)
     cross = block.cross_attn
     return hidden, _split(cross.norm_q(cross.q(block.norm3(hidden))), heads)
 
 
-def after_prompt(block: nn.Module, hidden: Tensor, attended: Tensor, modulations: Tensor) -> Tensor:
+def after_prompt(block: nn.Module, hidden: Tensor, attended: Tensor, modulation: Tensor) -> Tensor:
     """Adds the attention to the prompt [B, L, H, D], and the feed-forward layer, to the hidden tokens [B, L, d]."""
-    shift, scale, gate = (block.modulation.to(hidden) + modulations).chunk(6, dim=1)[3:]
+    shift, scale, gate = modulation.chunk(6, dim=1)[3:]
     hidden = hidden + block.cross_attn.o(attended.flatten(2))
     return torch.addcmul(hidden, block.ffn(torch.addcmul(shift, block.norm2(hidden), 1 + scale)), gate)
 
@@ -191,16 +195,12 @@ class CausalWan:
         time, modulations = self._modulations(sigma, x.shape[0])
         hidden = self.patch_tokens(x)
         for layer, block in enumerate(self.tree.blocks):
-
-            def attend(hidden: Tensor, layer: int = layer, block: nn.Module = block) -> Tensor:
-                return self._attend(layer, block, hidden, modulations, cache, hidden.shape[1])
-
+            attend = partial(self._attend, layer, block, cache=cache, full=hidden.shape[1])
+            given = block, hidden, block.modulation.to(hidden) + modulations, text.layers[layer], attend
             if self.recompute and torch.is_grad_enabled():
-                hidden = checkpoint(
-                    self._layer, block, hidden, modulations, text.layers[layer], attend, use_reentrant=False
-                )
+                hidden = checkpoint(self._layer, *given, use_reentrant=False)
             else:
-                hidden = self._layer(block, hidden, modulations, text.layers[layer], attend)
+                hidden = self._layer(*given)
         return self._unpatchify(self._head(hidden, time), x)
 
     def commit(self, x0: Tensor, text: TextKV, cache: Cache, reduced: Tensor | None) -> None:
@@ -229,23 +229,21 @@ class CausalWan:
         _, modulations = self._modulations(0.0, hidden.shape[0])
         last = len(self.tree.blocks) - 1
         for layer, block in enumerate(self.tree.blocks):
+            modulation = block.modulation.to(hidden) + modulations
             if layer == last:  # nothing reads what comes after the last layer's keys and values
-                self._write(layer, block, hidden, modulations, cache, full)
+                self._write(layer, block, hidden, modulation, cache, full)
                 return
-
-            def attend(hidden: Tensor, layer: int = layer, block: nn.Module = block) -> Tensor:
-                return self._attend(layer, block, hidden, modulations, cache, full)
-
-            hidden = self._layer(block, hidden, modulations, text.layers[layer], attend)
+            attend = partial(self._attend, layer, block, cache=cache, full=full)
+            hidden = self._layer(block, hidden, modulation, text.layers[layer], attend)
 
     def _write(
-        self, layer: int, block: nn.Module, hidden: Tensor, modulations: Tensor, cache: Cache, full: int
+        self, layer: int, block: nn.Module, hidden: Tensor, modulation: Tensor, cache: Cache, full: int
     ) -> Tensor:
         """Selects mid blocks if that is still to do, writes the tokens' keys and values; returns queries [B, L, H, D].
 
         The first `full` of the hidden tokens [B, L, d] are the current block's, the others its reduced form's.
         """
-        queries, keys, values = self._parts.project(block, hidden, modulations, self.heads)
+        queries, keys, values = self._parts.project(block, hidden, modulation, self.heads)
         if full:
             cache.select(layer, queries[:, :full])
             cache.write(layer, keys[:, :full], values[:, :full])
@@ -254,10 +252,10 @@ class CausalWan:
         return queries
 
     def _attend(
-        self, layer: int, block: nn.Module, hidden: Tensor, modulations: Tensor, cache: Cache, full: int
+        self, layer: int, block: nn.Module, hidden: Tensor, modulation: Tensor, cache: Cache, full: int
     ) -> Tensor:
         """Self-attention [B, L, H, D] of the current block's tokens and, on their own, of its reduced form's."""
-        queries = self._write(layer, block, hidden, modulations, cache, full)
+        queries = self._write(layer, block, hidden, modulation, cache, full)
         out = []
         if full:
             out.append(self.attention(cache.rotate_queries(queries[:, :full]), *cache.context(layer), None))
@@ -270,13 +268,13 @@ class CausalWan:
         self,
         block: nn.Module,
         hidden: Tensor,
-        modulations: Tensor,
+        modulation: Tensor,
         text: tuple[Tensor, Tensor],
-        attend: Callable[[Tensor], Tensor],
+        attend: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
         """One transformer layer: self-attention, cross-attention to the prompt, feed-forward; hidden is [B, L, d]."""
-        hidden, queries = self._parts.after_attention(block, hidden, attend(hidden), modulations, self.heads)
-        return self._parts.after_prompt(block, hidden, self.attention(queries, *text, None), modulations)
+        hidden, queries = self._parts.after_attention(block, hidden, attend(hidden, modulation), modulation, self.heads)
+        return self._parts.after_prompt(block, hidden, self.attention(queries, *text, None), modulation)
 
     def _head(self, hidden: Tensor, time: Tensor) -> Tensor:
         head = self.tree.head

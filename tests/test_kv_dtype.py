@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 
-from packforcing.cache import FP8_LARGEST, Cache
+from packforcing.cache import Cache
 from packforcing.compressor import Compressor
 from packforcing.config import MODELS, CacheConfig, FrameSize, Layout
 from packforcing.errors import PackForcingError
+from packforcing.fp8 import LARGEST
 from packforcing.inspector import report
 from packforcing.plan import plan
 from packforcing.sampler import LongVideo, Sampling
@@ -103,7 +104,7 @@ def test_numbers_beyond_the_range_do_not_become_nan() -> None:
     cache.begin(1)
     cache.write(0, torch.zeros_like(values), torch.zeros_like(values))
     _, found = cache.context(0)
-    assert found[0, 0, 0, 0].item() == FP8_LARGEST
+    assert found[0, 0, 0, 0].item() == LARGEST
 
 
 def test_videos_come_close() -> None:

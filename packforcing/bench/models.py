@@ -12,7 +12,7 @@ from torch import Tensor
 from ..compressor import Compressor
 from ..config import COMPRESSED_SPACE_STRIDE, PATCH, VAE_TIME_STRIDE, Layout
 from ..demo import VAE_DIM
-from ..fp8 import multiply_in_fp8
+from ..loading import ready
 from ..tree import SIZES, build_tree, random_state_dict
 from ..vae import WanVAE, init_vae
 from ..wan import CausalWan, TextKV
@@ -25,13 +25,11 @@ MODELS = tuple(VAE_DIMS)
 
 
 def random_wan(
-    model: str, device: torch.device, dtype: torch.dtype, fp8: bool = False, compiled: bool = False
+    model: str, device: torch.device, dtype: torch.dtype, linear_dtype: str = "model", compiled: bool = False
 ) -> CausalWan:
     """A transformer of the sizes `model`; the random numbers are drawn on the device, where that takes no time."""
-    tree = build_tree(SIZES[model], random_state_dict(SIZES[model], SEED, device)).to(device, dtype)
-    if fp8:
-        multiply_in_fp8(tree)
-    return CausalWan(tree, dtype=dtype, device=device, compiled=compiled)
+    tree = build_tree(SIZES[model], random_state_dict(SIZES[model], SEED, device))
+    return ready(tree, device, dtype, linear_dtype, compiled)
 
 
 def random_vae(model: str, device: torch.device) -> WanVAE:

@@ -29,8 +29,7 @@ from ..config import (
     default_temporal_stride,
 )
 from ..errors import PackForcingError
-from ..fp8 import check_fp8
-from ..loading import check_compiler
+from ..loading import check_speed
 from ..sampler import LongVideo, Sampling
 from ..training import plots
 from ..tree import SIZES
@@ -89,7 +88,7 @@ class Settings:
     sampling: Sampling
     repeats: int
     vae: bool
-    fp8: bool  # linear layers
+    linear_dtype: str
     compiled: bool
     baseline_blocks: tuple[int, ...]
 
@@ -109,10 +108,7 @@ def checked(options: argparse.Namespace, config: CacheConfig, device: torch.devi
         raise PackForcingError(f"The benchmark knows the clocks of cuda and cpu, but --device is {device}.")
     if options.plot and not plots.available():
         raise PackForcingError("--plot needs matplotlib, which is not installed: pip install matplotlib, or drop it.")
-    if options.linear_dtype == "fp8_e4m3":
-        check_fp8(device)
-    if options.compile:
-        check_compiler(device)
+    check_speed(device, options.linear_dtype, options.compile)
     dtype = DTYPES[options.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
     size = parsed_size(options.size or DEFAULT_SIZES[options.model])
     return Settings(
@@ -124,7 +120,7 @@ def checked(options: argparse.Namespace, config: CacheConfig, device: torch.devi
         sampling=Sampling(steps=options.steps),
         repeats=options.repeats,
         vae=not options.no_vae,
-        fp8=options.linear_dtype == "fp8_e4m3",
+        linear_dtype=options.linear_dtype,
         compiled=options.compile,
         baseline_blocks=() if options.no_baselines else parsed_blocks(options.baseline_blocks),
     )
@@ -174,7 +170,15 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
     say("measuring this machine's rates")
     vae_dtype = VAE_DTYPE if settings.vae else None
     rates_now = partial(
-        measure_rates, sizes, layout, TEXT_TOKENS, device, dtype, vae_dtype, settings.repeats, settings.fp8
+        measure_rates,
+        sizes,
+        layout,
+        TEXT_TOKENS,
+        device,
+        dtype,
+        vae_dtype,
+        settings.repeats,
+        fp8=settings.linear_dtype != "model",
     )
     rates = rates_now()
     vae_dim = VAE_DIMS[settings.model] if settings.vae else None
@@ -183,7 +187,7 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
     warn_if_slow(settings, sum(estimate.values()))
 
     say("making random weights")
-    wan = random_wan(settings.model, device, dtype, settings.fp8, settings.compiled)
+    wan = random_wan(settings.model, device, dtype, settings.linear_dtype, settings.compiled)
     text = random_text(wan)
     if settings.vae:
         vae, compressor = random_vae(settings.model, device), Compressor(layout.temporal_stride)
@@ -297,7 +301,7 @@ def conditions(settings: Settings) -> dict[str, Any]:
         "model": settings.model,
         "size": [layout.size.width, layout.size.height],
         "dtype": str(settings.dtype).removeprefix("torch."),
-        "linear_dtype": "fp8_e4m3" if settings.fp8 else "model",
+        "linear_dtype": settings.linear_dtype,
         "compiled": settings.compiled,
         "vae_dtype": str(VAE_DTYPE).removeprefix("torch.") if settings.vae else None,
         "steps": settings.sampling.steps,

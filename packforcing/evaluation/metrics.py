@@ -242,10 +242,15 @@ def object_scores(shown: np.ndarray, asked: ObjectAttributes, early: np.ndarray)
 
 def _objects_in_window(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Means over a window's views, 0 where nothing was ever seen; what blinks must be seen, and not be seen."""
-    means = {key: 0.0 if np.isnan(values).all() else float(np.nanmean(values)) for key, values in scores.items()}
+    means = {key: _mean(values) for key, values in scores.items()}
     if "blinks" in means:
         means["blinks"] = float(SELDOM <= means["blinks"] <= 1 - SELDOM)
     return means
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of the values that are not nan; 0 without any."""
+    return 0.0 if np.isnan(values).all() else float(np.nanmean(values))
 
 
 def _most_common(names: Sequence[str]) -> str:
@@ -294,12 +299,11 @@ def _landmarks_in_window(scores: Mapping[str, np.ndarray], seconds: float) -> di
     """Means over a window's views; asked landmarks must be seen at some time: all in a long window, else one."""
     seen = [values.max(initial=0) for key, values in scores.items() if key.startswith("seen: ")]
     needed = max(1, len(seen)) if seconds >= ALL_LANDMARKS_SECONDS else 1
-    only = scores["only asked"]
     return {
         "sky": float(scores["sky"].mean()),
         "ground": float(scores["ground"].mean()),
         "landmarks": float(min(1.0, sum(seen) / needed)),
-        "only asked": 0.0 if np.isnan(only).all() else float(np.nanmean(only)),
+        "only asked": _mean(scores["only asked"]),
     }
 
 
@@ -541,7 +545,8 @@ def evaluate_video(
             raise PackForcingError(f"The video lasts {seconds:g} s: it has no frames in the window {window}.")
 
     first = times < FIRST_SECONDS
-    early = times < (ALL_LANDMARKS_SECONDS if landscape and not_asked(asked) else FIRST_SECONDS)
+    free = not_asked(asked)
+    early = times < (ALL_LANDMARKS_SECONDS if landscape and free else FIRST_SECONDS)
     needed = np.any([early, *inside], axis=0)
     score = landscape_scores if landscape else object_scores
     scores = _spread(score(shown[needed], asked, early[needed]), needed)
@@ -566,22 +571,22 @@ def evaluate_video(
             return _landmarks_in_window(chosen, here.sum() / VIEWS_PER_SECOND)
         return _objects_in_window(chosen)
 
-    def accuracy(here: np.ndarray) -> float:
-        return float(np.mean([value for key, value in attributes(here).items() if key not in not_asked(asked)]))
+    def accuracy(found: Mapping[str, float]) -> float:
+        return float(np.mean([value for key, value in found.items() if key not in free]))
 
-    def memory(here: np.ndarray) -> float:
-        return float(np.mean([attributes(here)[key] for key in not_asked(asked)])) if not_asked(asked) else nan
+    accuracy_first = accuracy(attributes(first))
 
     def measure(window: Window, here: np.ndarray) -> dict:
         start, end = (round(second * fps) for second in window)
+        found = attributes(here)
         seen_again = again[here][~np.isnan(again[here])]
         return {
             "start": window[0],
             "end": window[1],
-            "attribute_accuracy": accuracy(here),
-            "memory": memory(here),
-            "attributes": attributes(here),
-            "drift": accuracy(first) - accuracy(here),
+            "attribute_accuracy": accuracy(found),
+            "memory": float(np.mean([found[key] for key in free])) if free else nan,
+            "attributes": found,
+            "drift": accuracy_first - accuracy(found),
             "revisit_similarity": float(seen_again.mean()) if len(seen_again) else nan,
             "background_stability": float(likeness(colours[here] - usual).mean()),
             "cleanliness": cleanliness(video[frames[here][::VIEWS_PER_SECOND]]),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import sqrt
 from statistics import fmean, stdev
-from types import MappingProxyType
 from typing import Any
 
 from .runs import MEASURES, Measures, Result, Settings, duration_key
@@ -101,9 +100,7 @@ def notes(settings: Settings, trained: bool) -> list[str]:
     return found
 
 
-def table(
-    summary: dict[str, Any], remarks: Sequence[str], differences: Mapping[str, Any] = MappingProxyType({})
-) -> str:
+def table(summary: dict[str, Any], remarks: Sequence[str], differences: Mapping[str, Any] | None = None) -> str:
     """A Markdown table for each duration: policies down, measures across, means ± standard errors.
 
     Below them, one of the `differences` that `compared` finds, at each policy's longest duration.

@@ -293,7 +293,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--history-noise", type=float, default=BaseOptions.history_noise, help="largest, of the history"
     )
     parser.add_argument(
-        "--open-captions", type=float, default=0.0, help="share of the captions that leave colours out, 0 to 1"
+        "--open-captions",
+        type=float,
+        default=BaseOptions.open_captions,
+        help="share of the captions that leave colours out, 0 to 1",
     )
     parser.add_argument("--focus", type=float, default=0.0, help="part of the loss's weight on what is small, 0 to 1")
     parser.add_argument("--ema", type=float, default=BaseOptions.ema, help="of the exported weights; 0 is off")

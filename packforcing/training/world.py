@@ -67,9 +67,8 @@ CORNERS = {"square": (4, 0.5**0.5), "triangle": (3, 0.5), "star": (5, 0.45)}
 TWO_OBJECTS_GAP = 6.0
 # Of the camera, by the number of landmarks: each leaves the view, and none is away for 5 s, the length of a clip.
 TRAVEL = {1: 112.0, 2: 128.0, 3: 192.0, 4: 240.0}
-PAN_SPEEDS = (20.0, 36.0)  # pixels a second, so that the longest period is 24 s
-QUICK_SPEEDS = (50.0, 70.0)
-SHORTEST_PERIODS = {False: 8.0, True: 3.5}  # of a camera, by whether it is quick
+PAN_SPEEDS, SHORTEST_PERIOD = (20.0, 36.0), 8.0  # pixels a second, so that the longest period is 24 s
+QUICK_SPEEDS, SHORTEST_QUICK_PERIOD = (50.0, 70.0), 3.5
 SHOWN_SECONDS, HIDDEN_SECONDS = (1.0, 1.75), (1.25, 2.25)  # of what blinks
 PAN_SMOOTHNESS = 0.97  # 1 turns the camera on the spot, 0 moves it as a pendulum
 SUPERSAMPLES = 4  # of a landscape, a pixel and axis
@@ -343,15 +342,13 @@ def compose(attributes: Attributes, seed: int | np.random.Generator, phrasing: i
         return ObjectScene(attributes, tracks, shade, phrasing, _blink(rng) if attributes.blinks else None)
     count = len(attributes.landmarks)
     travel = TRAVEL[count]
+    speeds, shortest = (QUICK_SPEEDS, SHORTEST_QUICK_PERIOD) if attributes.quickly else (PAN_SPEEDS, SHORTEST_PERIOD)
     places = FRAME / 2 + np.linspace(0, travel, count) + rng.uniform(-6, 6, count)
     return LandscapeScene(
         attributes,
         tuple(places.tolist()),
         travel,
-        period=max(
-            SHORTEST_PERIODS[attributes.quickly],
-            2 * travel / rng.uniform(*(QUICK_SPEEDS if attributes.quickly else PAN_SPEEDS)),
-        ),
+        period=max(shortest, 2 * travel / rng.uniform(*speeds)),
         phase=rng.random(),
         hills=_waves(rng, (60, 95, 150), 4.5),
         fields=_waves(rng, (45, 80), 3.5),
