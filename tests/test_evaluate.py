@@ -96,10 +96,22 @@ def test_full_sees_every_block_and_the_window_only_the_last_ones() -> None:
     assert POLICIES["window"].config(30).attended_mids(29) == 0
 
 
-def test_full_is_run_no_longer_than_it_may() -> None:
-    some = settings("full", "packforcing", seconds=(5.0, 30.0, 60.0), full_seconds=30.0)
-    assert [some.durations(each) for each in some.policies] == [(5.0, 30.0), (5.0, 30.0, 60.0)]
-    assert len(settings("full", "packforcing", seconds=(5.0,), full_seconds=4.0).runs()) == 1
+def test_a_policy_is_run_no_longer_than_it_may() -> None:
+    some = settings("full", "packforcing", "sink-0@5", "window@30.5", seconds=(5.0, 30.0, 60.0))
+    assert [some.durations(each) for each in some.policies] == [(5.0, 30.0), (5.0, 30.0, 60.0), (5.0,), (5.0, 30.0)]
+    assert [each.name for each in some.policies] == ["full", "packforcing", "sink-0", "window"]
+    assert policy("full@60") == replace(policy("full"), longest=60.0)
+    assert len(settings("full@4", "packforcing", seconds=(5.0,)).runs()) == 1
+
+
+def test_a_shorter_limit_asks_for_no_other_runs(models: Models) -> None:
+    long, short = (settings(name, seconds=(1.0, 2.0)) for name in ("sink-4", "sink-4@1"))
+    result = fake("sink-4", _1=0.0, _2=0.0)
+    mine = fingerprint(long.runs()[0], long, models)
+    assert mine == fingerprint(short.runs()[0], short, models)
+    done = replace(result, prompt=long.runs()[0].prompt, seed=0, fingerprint=mine)
+    assert done.covers(long.runs()[0], mine)
+    assert done.covers(short.runs()[0], mine)
 
 
 def test_open_prompts_leave_colours_out() -> None:
@@ -311,12 +323,10 @@ def test_the_time_left_follows_each_policys_own_pace() -> None:
 
 def test_the_command_writes_a_table_a_plot_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, file = tmp_path / "new" / "folder", tmp_path / "result.json"
-    found = evaluate(
-        folder, "--policies", "packforcing,full", "--prompts", "2", "--full-seconds", "1", "--json", str(file)
-    )
+    found = evaluate(folder, "--policies", "packforcing,full@1", "--prompts", "2", "--json", str(file))
     out, err = capsys.readouterr()
     assert out.strip() == (folder / "table.md").read_text().strip()
-    assert "– of full" in out
+    assert "Not run for longer than: full 1 s." in out
     assert "4 of 4: full, seed 0, 1 s in" in err
     assert json.loads(file.read_text()) == found
     assert set(found) == {"settings", "versions", "policies", "differences", "cost"}
@@ -424,7 +434,11 @@ MISTAKES = {
     "no seconds": (["--seconds", ""], "at least one duration, but none is given"),
     "negative seconds": (["--seconds", "5,-1"], "must be above 0 and at most 10,000,000 seconds, but it is -1"),
     "no end": (["--seconds", "nan"], "must be above 0 and at most 10,000,000 seconds, but it is nan"),
-    "full seconds": (["--full-seconds", "0"], "must be above 0 and at most 10,000,000 seconds, but it is 0"),
+    "no limit": (["--policies", "full@0"], "'full@0' should end with a number of seconds above 0, as full@30 does"),
+    "limit of words": (["--policies", "full@long"], "'full@long' should end with a number of seconds above 0"),
+    "endless limit": (["--policies", "full@inf"], "'full@inf' should end with a number of seconds above 0"),
+    "limited nothing": (["--policies", "half@30"], "no cache policy 'half'"),
+    "twice": (["--policies", "full@30,full@60"], "The policy 'full' is asked for twice"),
     "prompts": (["--prompts", "0"], "at least one of its prompts, but 0 are asked for"),
     "too many prompts": (["--prompts", "100000"], "There are 96 prompts to choose from, but 100000"),
     "seeds": (["--seeds", "-2"], "at least one of its seeds, but -2 are asked for"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ class Policy:
             training-free form in any case), or "none" where nothing is compressed.
         changes: fields of `CacheConfig` that differ from its defaults.
         keeps_everything: every block of the video is a sink, so that the history is whole and grows with the video.
+        longest: seconds of video up to which it is evaluated; longer durations are left out.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Policy:
     compressor: str = "trained"
     changes: Mapping[str, int | str | bool] = field(default_factory=dict)
     keeps_everything: bool = False
+    longest: float = math.inf
 
     def config(self, blocks: int) -> CacheConfig:
         """The configuration for a video of `blocks` blocks. Raises PackForcingError when it cannot be."""
@@ -41,6 +44,7 @@ _POLICIES = (
         "none",
         {"recent_frames": 0, "top_k": 0},
         keeps_everything=True,
+        longest=30.0,
     ),
     # Self-Forcing rolls over 21 latent frames, the current ones included; of whole blocks of 4 that is 16 + 4.
     Policy(
@@ -59,11 +63,26 @@ POLICIES = {policy.name: policy for policy in _POLICIES}
 ABLATIONS = {"sink": "sink_frames", "range": "position_range"}
 
 
-def policy(name: str) -> Policy:
+def policy(text: str) -> Policy:
     """A policy by its name: one of POLICIES, or packforcing with one other number: sink-N, range-N (latent frames).
 
-    Raises PackForcingError for another name, and for a number that the cache cannot have.
+    NAME@SECONDS is evaluated for no longer than that. Raises PackForcingError for another name, for a number that the
+    cache cannot have, and for what is no duration.
     """
+    name, at, seconds = text.partition("@")
+    found = _named(name.strip())
+    if not at:
+        return found
+    try:
+        longest = float(seconds)
+    except ValueError:
+        longest = math.nan
+    if not 0 < longest < math.inf:
+        raise PackForcingError(f"'{text}' should end with a number of seconds above 0, as full@30 does.")
+    return replace(found, longest=longest)
+
+
+def _named(name: str) -> Policy:
     if name in POLICIES:
         return POLICIES[name]
     match = re.fullmatch(r"(sink|range)-(\d+)", name)

@@ -59,10 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policies",
         default=",".join(POLICIES),
-        help=f"with commas between: {', '.join(POLICIES)}, sink-N, range-N (latent frames)",
+        help=f"with commas between: {', '.join(POLICIES)}, sink-N, range-N (latent frames); NAME@SECONDS for no longer "
+        "than that (full, whose cost grows, is full@30 unless told otherwise)",
     )
     parser.add_argument("--seconds", default="5,30,60,120", help="durations of video, with commas between")
-    parser.add_argument("--full-seconds", type=float, default=30.0, help="the longest duration of the policy full")
     parser.add_argument("--prompts", type=int, default=4, help="how many captions of held-out scenes")
     parser.add_argument(
         "--open-prompts", action="store_true", help="prompts that leave colours out: only the history knows them"
@@ -94,7 +94,6 @@ def settings_of(options: argparse.Namespace) -> Settings:
     return Settings(
         policies=tuple(policy(name) for name in unique(options.policies)),
         seconds=durations(options.seconds),
-        full_seconds=options.full_seconds,
         prompts=options.prompts,
         open_prompts=options.open_prompts,
         seeds=options.seeds,
@@ -260,7 +259,6 @@ def described(settings: Settings, models: Models, options: argparse.Namespace) -
             for each in settings.policies
         },
         "seconds": list(settings.seconds),
-        "full_seconds": settings.full_seconds,
         "prompts": list(dict.fromkeys(one.prompt for one in settings.runs())),
         "seeds": settings.seeds,
         "size": asdict(settings.size),

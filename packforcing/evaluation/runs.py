@@ -55,7 +55,6 @@ class Settings:
 
     Attributes:
         seconds: durations at which videos are measured; each run is as long as the longest.
-        full_seconds: the longest duration of policies that keep everything, whose cost grows with the video.
         prompts: how many of the world's held-out captions.
         open_prompts: whether they leave colours out (`world.evaluation_prompts`).
         seeds: how many seeds, from 0.
@@ -64,7 +63,6 @@ class Settings:
 
     policies: tuple[Policy, ...]
     seconds: tuple[float, ...]
-    full_seconds: float = 30.0
     prompts: int = 4
     open_prompts: bool = False
     seeds: int = 1
@@ -83,15 +81,18 @@ class Settings:
             raise PackForcingError(
                 f"There are {MOST_PROMPTS} prompts to choose from, but {self.prompts} are asked for."
             )
-        for seconds in (*self.seconds, self.full_seconds):
+        names = [policy.name for policy in self.policies]
+        for name in names:
+            if names.count(name) > 1:
+                raise PackForcingError(f"The policy '{name}' is asked for twice, once is enough.")
+        for seconds in self.seconds:
             blocks(seconds)  # checks it
         for policy in self.policies:
             Layout(policy.config(blocks=1), self.size, default_temporal_stride(BLOCK_FRAMES))
 
     def durations(self, policy: Policy) -> tuple[float, ...]:
         """The durations at which a policy is measured; none when all are too long for it."""
-        longest = self.full_seconds if policy.keeps_everything else math.inf
-        return tuple(seconds for seconds in self.seconds if seconds <= longest)
+        return tuple(seconds for seconds in self.seconds if seconds <= policy.longest)
 
     def runs(self) -> list[Run]:
         """All runs. Policies take turns, so that what is done at any time compares them on the same videos."""

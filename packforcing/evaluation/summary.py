@@ -89,12 +89,10 @@ def costs(results: Sequence[Result]) -> dict[str, float]:
 def notes(settings: Settings, trained: bool) -> list[str]:
     """What a reader of the table must know."""
     found = []
-    left_out = [p.name for p in settings.policies if len(settings.durations(p)) < len(settings.seconds)]
-    if left_out:
-        found.append(
-            f"{NONE} of {', '.join(left_out)}: its cost grows with the video, and it was run for "
-            f"{settings.full_seconds:g} s at most (--full-seconds)."
-        )
+    short = [p for p in settings.policies if len(settings.durations(p)) < len(settings.seconds)]
+    if short:
+        limits = ", ".join(f"{p.name} {p.longest:g} s" for p in short)
+        found.append(f"Not run for longer than: {limits}.")
     if not trained and any(policy.compressor == "trained" for policy in settings.policies):
         found.append("No trained compressor was given: all policies with mid blocks use the training-free one.")
     return found
