@@ -82,9 +82,9 @@ def wan_vae(vae) -> tuple[WanVAE, comfy.model_patcher.ModelPatcher]:
     return module, patcher
 
 
-def vae_memory(vae, latent_shape: tuple[int, ...]) -> int:
-    """ComfyUI's own estimate of the bytes that decoding takes besides the weights."""
-    return int(vae.memory_used_decode(latent_shape, vae.vae_dtype))
+def device_memory(device: torch.device) -> int:
+    """Bytes of a device that ComfyUI can make free for a run by moving weights away."""
+    return comfy.model_management.get_total_memory(device) - comfy.model_management.extra_reserved_memory()
 
 
 def load_models(models: list[comfy.model_patcher.ModelPatcher], working_bytes: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..packforcing.config import CacheConfig, FrameSize
 from ..packforcing.errors import PackForcingError
-from ..packforcing.plan import MODELS, plan, plan_text
+from ..packforcing.plan import MODELS, VAE_DIMS, plan, plan_text
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,8 @@ def planned(query: dict[str, str]) -> dict[str, Any]:
         name = query.get("model", "wan2.1-1.3b")
         if name not in MODELS:
             raise PackForcingError(f"There is no model '{name}' to plan for: choose one of {', '.join(MODELS)}.")
-        result = plan(MODELS[name], config, size, float(query.get("seconds", 120)), float(query.get("fps", 16)))
+        seconds, fps = float(query.get("seconds", 120)), float(query.get("fps", 16))
+        result = plan(MODELS[name], config, size, seconds, fps, vae_dim=VAE_DIMS[name])
     except ValueError as error:  # PackForcingError is one; a number that does not parse is another
         return {"error": str(error)}
     return {"text": plan_text(result, name), "plan": result.as_dict()}

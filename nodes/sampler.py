@@ -22,6 +22,7 @@ from torch import Tensor
 from ..packforcing.compressor import Compressor, CompressorChoice
 from ..packforcing.config import CacheConfig, FrameSize, Layout, Length, default_temporal_stride
 from ..packforcing.errors import PackForcingError
+from ..packforcing.fit import Decoding, Demand, decoding_frames
 from ..packforcing.sampler import LongVideo, Sampling
 from ..packforcing.schedule import UPDATES
 from ..packforcing.units import readable_bytes
@@ -142,9 +143,14 @@ class LongVideoSamplerNode(io.ComfyNode):
         streaming_vae, vae_patcher = (None, None) if vae is None else adapter.wan_vae(vae)
         progress = Progress(blocks, len_given(given, cache_config), sampling.steps)
 
-        needed = working_bytes(wan, layout, blocks, vae)
+        decoding = None if vae is None else Decoding(streaming_vae.dim, streaming_vae.dtype.itemsize)
+        demand = Demand(wan.shape, wan.dtype.itemsize, layout, blocks, decoding)
+        patchers = [model] if vae_patcher is None else [model, vae_patcher]
+        weights = sum(patcher.model_size() for patcher in patchers)
+        decode_frames = decoding_frames(demand, adapter.device_memory(wan.device), str(wan.device), movable=weights)
+        needed = demand.bytes(decode_frames)
         try:
-            adapter.load_models([model] if vae_patcher is None else [model, vae_patcher], needed)
+            adapter.load_models(patchers, needed)
             video = LongVideo(
                 wan,
                 wan.embed_text(context),
@@ -153,6 +159,7 @@ class LongVideoSamplerNode(io.ComfyNode):
                 built,
                 streaming_vae,
                 fps=fps,
+                decode_frames=decode_frames,
                 on_step=progress.on_step,
             )
             samples, path = run(video, blocks, given, model, progress)
@@ -225,23 +232,6 @@ def prompt_embedding(positive) -> Tensor:
     if context.shape[0] != 1:
         raise PackForcingError(f"The sampler makes one video at a time, but the prompt is {context.shape[0]} prompts.")
     return context
-
-
-def working_bytes(wan, layout: Layout, blocks: int, vae) -> int:
-    """Device bytes that a run takes beside the weights: cache, archive, and the largest of the working sets."""
-    config, size = layout.config, layout.size
-    kept = config.bytes_per_value(wan.dtype.itemsize)
-    context = wan.shape.kv_bytes(layout.context_tokens, kept)
-    if kept < wan.dtype.itemsize:  # a layer's is widened to be attended
-        context += wan.shape.kv_bytes(layout.context_tokens, wan.dtype.itemsize) // wan.shape.layers
-    archived = config.archived_blocks(blocks) * layout.compressed_tokens_per_block
-    archive = min(wan.shape.kv_bytes(archived, kept), config.archive_budget)
-    # Hidden states, their normed copy, q, k, v, attention's output and the feed-forward layer's input: some 12 widths.
-    hidden = 12 * layout.tokens_per_block * wan.shape.dim * wan.dtype.itemsize
-    decoding = 0
-    if vae is not None:
-        decoding = adapter.vae_memory(vae, (1, 16, config.block_frames, size.latent_height, size.latent_width))
-    return int(context + archive + max(hidden, decoding))
 
 
 class Progress:

@@ -20,10 +20,11 @@ from .config import ARCHIVE_DEVICES, KV_DTYPES, SELECTIONS, CacheConfig, FrameSi
 from .demo import SAMPLING, demo_compressor, demo_transformer, demo_vae
 from .errors import PackForcingError
 from .evaluation import run as evaluation
+from .fit import Decoding, Demand, decoding_frames
 from .fp8 import LINEAR_DTYPES
 from .inspector import picture, report
-from .loading import check_speed, load_tree, ready, usable_device
-from .plan import MODELS, plan, plan_text
+from .loading import check_speed, load_tree, memory_of, ready, usable_device
+from .plan import MODELS, VAE_DIMS, plan, plan_text
 from .sampler import LongVideo, Sampling
 from .schedule import UPDATES
 from .text import encode_prompt
@@ -138,7 +139,14 @@ def cache_config(options: argparse.Namespace) -> CacheConfig:
 
 def run_plan(options: argparse.Namespace) -> None:
     size = FrameSize(options.width, options.height)
-    result = plan(MODELS[options.model], cache_config(options), size, options.seconds, options.fps)
+    result = plan(
+        MODELS[options.model],
+        cache_config(options),
+        size,
+        options.seconds,
+        options.fps,
+        vae_dim=VAE_DIMS[options.model],
+    )
     print(json.dumps(result.as_dict()) if options.json else plan_text(result, options.model))
 
 
@@ -221,7 +229,17 @@ def run_generate(options: argparse.Namespace) -> None:
     with VideoWriter(options.output, options.fps, size.width, size.height, metadata=tags) as writer:
         wan, vae, context = load_models(options, dtype)
         compressor = choice.build(config.block_frames, wan.shape.dim, options.device)
-        video = LongVideo(wan, wan.embed_text(context), layout, sampling, compressor, vae, fps=options.fps)
+        demand = Demand(wan.shape, dtype.itemsize, layout, length.blocks, Decoding(vae.dim, vae.dtype.itemsize))
+        video = LongVideo(
+            wan,
+            wan.embed_text(context),
+            layout,
+            sampling,
+            compressor,
+            vae,
+            fps=options.fps,
+            decode_frames=decoding_frames(demand, memory_of(device), str(device)),
+        )
         start = time.perf_counter()
         for block in video.blocks(length.blocks):
             writer.write(block.frames)

@@ -45,6 +45,7 @@ MODELS = {
     "wan2.1-14b": ModelShape(layers=40, dim=5120, heads=40),
     "tiny": ModelShape(layers=4, dim=256, heads=2),
 }
+VAE_DIMS = {"wan2.1-1.3b": 96, "wan2.1-14b": 96, "tiny": 8}  # widths of the VAEs that go with them
 
 
 @dataclass(frozen=True)

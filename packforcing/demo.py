@@ -16,7 +16,6 @@ from .compressor import CompressorChoice
 from .sampler import Sampling
 
 WEIGHTS = Path(__file__).parent / "weights"
-VAE_DIM = 8
 # Convolutions 8 wide are ten times slower in float32 on a CPU, and bfloat16 moves a frame by 0.2 of 255 levels.
 VAE_DTYPE = torch.bfloat16
 SAMPLING = Sampling(steps=8, shift=3.0, update="euler")  # the transformer is not step-distilled

@@ -27,6 +27,16 @@ def usable_device(name: str) -> torch.device:
         raise PackForcingError(f"The device '{name}' cannot be used here ({reason}): choose cpu, say.") from error
 
 
+def memory_of(device: torch.device) -> int | None:
+    """Bytes that this process can still get on a device: a GPU's free memory, all of a machine's; None if unknown."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "cpu" and hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
 def check_speed(device: torch.device, linear_dtype: str, compiled: bool) -> None:
     """Raises PackForcingError when a device cannot do what `ready` is asked for."""
     if linear_dtype != "model":

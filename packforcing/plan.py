@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from .config import MODELS, CacheConfig, FrameSize, Layout, Length, ModelShape, default_temporal_stride
+from .config import MODELS, VAE_DIMS, CacheConfig, FrameSize, Layout, Length, ModelShape, default_temporal_stride
+from .fit import Decoding, Demand
 from .units import readable_bytes
 
-__all__ = ["MODELS", "Plan", "plan", "plan_text"]
+__all__ = ["MODELS", "VAE_DIMS", "Plan", "plan", "plan_text"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Plan:
     archive_bytes: int
     full_tokens: int
     full_cache_bytes: int
+    device_bytes: int
     max_position: float
 
     def as_dict(self) -> dict[str, int | float]:
@@ -50,13 +52,17 @@ def plan(
     fps: float = 16.0,
     temporal_stride: int | None = None,
     bytes_per_value: int = 2,
+    vae_dim: int = 96,
 ) -> Plan:
     """Tokens and bytes of a run with the bounded cache, and of the full cache that it replaces (method 2).
 
     Args:
         seconds: wanted duration; it is rounded up to whole blocks.
         temporal_stride: the compressor's; None takes the default for the block size.
-        bytes_per_value: of the type that the model runs in, 2 for bfloat16; `kv_dtype` may be smaller.
+        bytes_per_value: of the type that model and VAE run in, 2 for bfloat16; `kv_dtype` may be smaller.
+        vae_dim: the VAE's width.
+
+    Its `device_bytes` are the least that a run takes beside the weights (`fit.Demand`).
     """
     stride = default_temporal_stride(config.block_frames) if temporal_stride is None else temporal_stride
     layout = Layout(config, size, stride)
@@ -92,6 +98,7 @@ def plan(
         archive_bytes=archive_blocks * archive_bytes_per_block,
         full_tokens=full_tokens,
         full_cache_bytes=model.kv_bytes(full_tokens, bytes_per_value),
+        device_bytes=Demand(model, bytes_per_value, layout, length.blocks, Decoding(vae_dim, bytes_per_value)).least,
         max_position=min(frames, config.position_range) if config.position_range else frames,
     )
 
@@ -116,6 +123,7 @@ def plan_text(plan: Plan, model: str) -> str:
             "archive",
             f"{readable_bytes(plan.archive_bytes)} at the end ({readable_bytes(plan.archive_bytes_per_block)} a block)",
         ),
+        ("device", f"{readable_bytes(plan.device_bytes)} at least beside the weights, the VAE's work included"),
         ("full cache", f"{readable_bytes(plan.full_cache_bytes)}, {plan.full_tokens:,} tokens"),
     ]
     return "\n".join(f"{label:<11}{value}" for label, value in rows)

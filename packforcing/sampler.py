@@ -90,6 +90,7 @@ class LongVideo:
         decode: whether blocks come with frames even where the compressor does not need them.
         fps: for the record.
         batch: videos made at once.
+        decode_frames: latent frames that the VAE decodes at a time (`fit.decoding_frames`); None takes a block whole.
         on_step: called as on_step(block, step) before each model pass (the clean pass has step = steps); an exception
             that it raises ends the run.
 
@@ -107,6 +108,7 @@ class LongVideo:
         decode: bool = True,
         fps: float = 16.0,
         batch: int = 1,
+        decode_frames: int | None = None,
         on_step: Callable[[int, int], None] = no_callback,
     ) -> None:
         config = layout.config
@@ -131,7 +133,7 @@ class LongVideo:
         self.sampling = sampling
         self.compressor = compressor
         self.vae = vae
-        self.decoder = StreamingDecoder(vae) if vae is not None and (decode or config.top_k) else None
+        self.decoder = StreamingDecoder(vae, decode_frames) if vae is not None and (decode or config.top_k) else None
         self.on_step = on_step
         self.cache = Cache(layout, wan.shape, wan.device, wan.dtype, batch)
         self.record = CacheRecord(

@@ -299,8 +299,9 @@ def save_to_memory(value: object):
     return file
 
 
-def test_a_dry_run_says_what_a_turn_takes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = command("forcing", folder)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_dry_run_says_what_a_turn_takes(precision: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*command("forcing", folder), "--precision", precision]
     assert main(["train", *arguments, "--folder", f"{folder / 'dry'}", "--dry-run"]) == 0
     cost = json.loads(capsys.readouterr().out)
     assert cost["seconds"].keys() == {"critic", "generator"}

@@ -212,9 +212,10 @@ def test_state_does_not_grow(vae):
     assert storage_bytes(longer.state) == sizes[0][0], "nor does it depend on the chunk's length"
 
 
-def test_a_failed_call_leaves_the_stream_where_it_was(vae, z, decoded):
+def test_after_a_failure_within_a_chunk_a_stream_goes_on_from_an_earlier_state_only(vae, z, decoded):
     decoder = StreamingDecoder(vae, frames_per_pass=1)
     start = decoder.decode(z[:, :, :4])
+    earlier = decoder.state
 
     calls = []
 
@@ -227,6 +228,10 @@ def test_a_failed_call_leaves_the_stream_where_it_was(vae, z, decoded):
     with pytest.raises(torch.OutOfMemoryError):
         decoder.decode(z[:, :, 4:])
     hook.remove()
+    for use in (lambda: decoder.decode(z[:, :, 4:]), decoder.clone, lambda: decoder.state, lambda: decoder.started):
+        with pytest.raises(PackForcingError, match="lost its place in the video: call reset"):
+            use()
+    decoder.state = earlier
     assert_close(torch.cat([start, decoder.decode(z[:, :, 4:])], dim=2), decoded)
 
 

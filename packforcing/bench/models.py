@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..compressor import Compressor
-from ..config import COMPRESSED_SPACE_STRIDE, PATCH, VAE_TIME_STRIDE, Layout
-from ..demo import VAE_DIM
+from ..config import COMPRESSED_SPACE_STRIDE, PATCH, VAE_DIMS, VAE_TIME_STRIDE, Layout
 from ..loading import ready
 from ..tree import SIZES, build_tree, random_state_dict
 from ..vae import WanVAE, init_vae
@@ -20,8 +19,7 @@ from ..wan import CausalWan, TextKV
 SEED = 0
 TEXT_TOKENS = 512  # Wan pads every prompt to as many
 VAE_DTYPE = torch.bfloat16
-VAE_DIMS = {"wan2.1-1.3b": 96, "tiny": VAE_DIM}
-MODELS = tuple(VAE_DIMS)
+MODELS = ("wan2.1-1.3b", "tiny")
 
 
 def random_wan(

@@ -21,6 +21,7 @@ import torch
 
 from ..compressor import Compressor
 from ..config import (
+    VAE_DIMS,
     VAE_TIME_STRIDE,
     CacheConfig,
     FrameSize,
@@ -29,14 +30,15 @@ from ..config import (
     default_temporal_stride,
 )
 from ..errors import PackForcingError
-from ..loading import check_speed
+from ..fit import Decoding, Demand, decoding_frames
+from ..loading import check_speed, memory_of
 from ..sampler import LongVideo, Sampling
 from ..training import plots
 from ..tree import SIZES
 from ..units import readable_bytes
 from .baselines import comparison, contest
 from .floors import Rates, best_of, measure_rates, stage_floors
-from .models import MODELS, TEXT_TOKENS, VAE_DIMS, VAE_DTYPE, NoVAE, PooledLatents, random_text, random_vae, random_wan
+from .models import MODELS, TEXT_TOKENS, VAE_DTYPE, NoVAE, PooledLatents, random_text, random_vae, random_wan
 from .stages import (
     PASSES,
     MeasuredBlock,
@@ -194,7 +196,19 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
     else:
         vae, compressor = NoVAE(device), PooledLatents(layout.temporal_stride)
         notes.append("--no-vae: nothing is decoded or written, and compression is a stand-in that pools latents")
-    video = LongVideo(wan, text, layout, settings.sampling, compressor, vae, decode=settings.vae, fps=FPS)
+    decoding = Decoding(vae.dim, vae.dtype.itemsize) if settings.vae else None
+    demand = Demand(wan.shape, dtype.itemsize, layout, settings.blocks, decoding)
+    video = LongVideo(
+        wan,
+        text,
+        layout,
+        settings.sampling,
+        compressor,
+        vae,
+        decode=settings.vae,
+        fps=FPS,
+        decode_frames=decoding_frames(demand, memory_of(device), str(device)),
+    )
     with frame_writer(settings, notes) as write:
         run = run_video(video, settings.blocks, write, show_progress)
     blocks = steady(run.blocks, config)
@@ -218,6 +232,8 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
             "full_cache": blocks[0].index >= first_full(config),
         },
         "cache_bytes": memory["kv_buffers"],
+        "decode_frames": video.decoder.frames_per_pass if settings.vae else None,
+        "estimated_bytes": demand.bytes((settings.vae and video.decoder.frames_per_pass) or config.block_frames),
         **speed(stages, blocks, settings.frames_per_block),
         "peak_memory_bytes": run.peak_bytes,
         "memory": memory,

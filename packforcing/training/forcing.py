@@ -128,7 +128,11 @@ class ForcingTrainer:
             "teacher": teacher.requires_grad_(False).to(self.device),
         }
         attention = training_attention(self.device)
-        self.wans = {name: CausalWan(each, attention, device=self.device) for name, each in self.trees.items()}
+        # The teacher's type may be smaller, and so are then its hidden states: not every device mixes the two.
+        self.wans = {
+            name: CausalWan(each, attention, dtype=next(each.parameters()).dtype, device=self.device)
+            for name, each in self.trees.items()
+        }
         self.wans["critic"].recompute = recompute
         # Of what FSDP replaces, so before it does.
         self.frames = self.options.blocks * layout.config.block_frames

@@ -1,0 +1,152 @@
+"""Whether a run fits the device's memory: asked before it starts, answered with what would fit (method 5).
+
+A count of tensors, not a measurement: what PyTorch's allocator, cuDNN and other programs take comes on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from .config import PIXELS_PER_TOKEN, CacheConfig, FrameSize, Layout, ModelShape
+from .errors import PackForcingError
+from .units import readable_bytes
+
+# Hidden states, their normed copy, queries, keys, values, attention's output, and the feed-forward layer's hidden
+# states before and after its activation: some widths of the model for each token of a block.
+HIDDEN_WIDTHS = 18
+TEXT_TOKENS = 512  # keys and values of a prompt, which every layer keeps
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A VAE's streaming decoder, as far as memory goes: its width, and the bytes of a value.
+
+    The numbers were counted on tensors without data (and are, in a test), in units of a frame at the VAE's width.
+    """
+
+    dim: int
+    itemsize: int
+
+    def remembered(self, size: FrameSize) -> int:
+        """Bytes that it holds between blocks."""
+        return int(24.7 * self._frame(size))
+
+    def peak(self, size: FrameSize, frames: int) -> int:
+        """Bytes that it holds at most while `frames` latent frames go through, those above among them."""
+        return int((28.7 + 16.1 * frames) * self._frame(size))
+
+    def _frame(self, size: FrameSize) -> int:
+        return size.width * size.height * self.dim * self.itemsize
+
+
+@dataclass(frozen=True)
+class Demand:
+    """A run, as far as device memory goes.
+
+    Attributes:
+        model: the transformer's sizes.
+        itemsize: bytes of a value of the type that it runs in.
+        layout: partitions and frame size.
+        blocks: length of the video.
+        vae: what decodes; None without a VAE.
+    """
+
+    model: ModelShape
+    itemsize: int
+    layout: Layout
+    blocks: int
+    vae: Decoding | None = None
+
+    def bytes(self, frames_per_pass: int) -> int:
+        """Device bytes beside the weights, when the VAE decodes that many latent frames at a time."""
+        config, size = self.layout.config, self.layout.size
+        kept = config.bytes_per_value(self.itemsize)
+        held = self.model.kv_bytes(self.layout.context_tokens, kept) + self.model.kv_bytes(TEXT_TOKENS, self.itemsize)
+        if kept < self.itemsize:  # one layer's is widened to be attended
+            held += self.model.kv_bytes(self.layout.context_tokens, self.itemsize) // self.model.layers
+        archived = config.archived_blocks(self.blocks) * self.layout.compressed_tokens_per_block
+        held += min(self.model.kv_bytes(archived, kept), int(min(config.archive_budget, 2**62)))
+        rows = self.layout.tokens_per_block + (self.layout.compressed_tokens_per_block if config.top_k else 0)
+        hidden = HIDDEN_WIDTHS * rows * self.model.dim * self.itemsize
+        if self.vae is None:
+            return held + hidden
+        return held + max(hidden + self.vae.remembered(size), self.vae.peak(size, frames_per_pass))
+
+    def passes(self) -> list[int]:
+        """Numbers of latent frames that can be decoded at a time, most first: a block, its halves, down to one."""
+        frames = self.layout.config.block_frames
+        return [frames, *([] if self.vae is None else sorted({max(1, frames // 2), 1} - {frames}, reverse=True))]
+
+    @property
+    def least(self) -> int:
+        """Bytes with the smallest pass of the decoder."""
+        return self.bytes(self.passes()[-1])
+
+    def with_config(self, **changes: str) -> Demand:
+        """The same run with other fields of its cache configuration."""
+        return replace(self, layout=replace(self.layout, config=replace(self.layout.config, **changes)))
+
+
+def decoding_frames(demand: Demand, available: int | None, device: str, movable: int = 0) -> int:
+    """How many latent frames the VAE should decode at a time: the most that fit. (The video is the same to rounding.)
+
+    Args:
+        available: bytes of the device that the run can have; None if that is not known.
+        device: its name, for the message.
+        movable: bytes of weights among them that had better stay there, but can be moved out of the way.
+
+    Raises PackForcingError, with what would fit, when the run does not fit.
+    """
+    sizes = demand.passes()
+    if available is None:
+        return sizes[0]
+    if demand.least > available:
+        size = demand.layout.size
+        raise PackForcingError(
+            f"A video of {size.width}x{size.height} needs about {readable_bytes(demand.least)} beside the model's "
+            f"weights, but {device} has {readable_bytes(available)} for it: {advice(demand, available)}."
+        )
+    return next((frames for frames in sizes if demand.bytes(frames) + movable <= available), sizes[-1])
+
+
+def advice(demand: Demand, available: int) -> str:
+    """What would make a run fit: other settings, or else a smaller frame with them."""
+    for changes in _savings(demand.layout.config):
+        found = demand.with_config(**changes)
+        if found.least <= available:
+            return f"set {_told(changes)}, which takes {readable_bytes(found.least)}"
+    changes = list(_savings(demand.layout.config))[-1:]
+    frugal = demand.with_config(**changes[0]) if changes else demand
+    also = f" with {_told(changes[0])}" if changes else ""
+    for size in _smaller(demand.layout.size):
+        try:
+            found = replace(frugal, layout=replace(frugal.layout, size=size))
+        except PackForcingError:  # too small to be compressed
+            break
+        if found.least <= available:
+            return f"{size.width}x{size.height}{also} takes {readable_bytes(found.least)}"
+    return "no size fits with this cache config, so choose fewer sink_frames and recent_frames, or another device"
+
+
+def _savings(config: CacheConfig) -> Iterator[dict[str, str]]:
+    """Changes of a cache configuration that save device memory, the least harmful first."""
+    changes: dict[str, str] = {}
+    if config.top_k and config.archive_budget > 0:
+        changes["archive_device"] = "host"
+        yield dict(changes)
+    if config.kv_dtype == "model":
+        yield {"kv_dtype": "fp8_e4m3"}
+        if changes:
+            yield {**changes, "kv_dtype": "fp8_e4m3"}
+
+
+def _told(changes: dict[str, str]) -> str:
+    return " and ".join(f"{name} {value}" for name, value in changes.items())
+
+
+def _smaller(size: FrameSize) -> Iterator[FrameSize]:
+    """Frames of the same shape, as far as multiples of 16 allow, from the next smaller one down."""
+    for columns in range(size.columns - 1, 0, -1):
+        rows = max(1, round(columns * size.rows / size.columns))
+        yield FrameSize(columns * PIXELS_PER_TOKEN, rows * PIXELS_PER_TOKEN)
