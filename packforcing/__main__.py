@@ -281,6 +281,14 @@ def main(arguments: list[str] | None = None) -> int:
     except PackForcingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except torch.cuda.OutOfMemoryError as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+        print(
+            f"error: The device ran out of memory ({reason}), and what was finished is kept: choose a smaller frame or "
+            "batch, or close other programs that use the device.",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("\nstopped; what was finished is in the file", file=sys.stderr)
         return 130

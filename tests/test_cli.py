@@ -13,6 +13,7 @@ from PIL import Image
 
 from packforcing.__main__ import main
 from packforcing.video import read_video
+from packforcing.wan import CausalWan
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -56,6 +57,7 @@ def plan(capsys: pytest.CaptureFixture[str], *options: str) -> dict:
 
 
 def generate(*options: str) -> int:
+    """Runs `generate` with a tiny model; returns its exit status."""
     return main(["generate", "--model", "tiny", "--prompt", "a red circle", *TINY, *options])
 
 
@@ -229,3 +231,34 @@ def test_an_unknown_option_is_told_without_a_traceback():
     assert done.returncode == 2
     assert "--colour" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_out_of_memory_is_one_sentence_and_finished_blocks_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, passes = CausalWan.denoise, []
+
+    def fourth_fails(self: CausalWan, *inputs: object) -> torch.Tensor:
+        passes.append(self)
+        if len(passes) == 7:  # two steps a block: in the fourth block
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+        return whole(self, *inputs)
+
+    monkeypatch.setattr(CausalWan, "denoise", fourth_fails)
+    file = tmp_path / "out.mp4"
+    assert generate("--seconds", "5", "--output", str(file)) == 1
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "error: The device ran out of memory (CUDA out of memory), and what was finished is kept: choose" in told
+    assert len(read_video(file)[0]) == 9  # three blocks of one latent frame
+
+
+def test_what_no_machine_can_hold_is_refused_before_it_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "out.mp4"
+    assert generate("--width", "16384", "--height", "16384", "--sink", "4000", "--output", str(file)) == 1
+    told = capsys.readouterr().err
+    assert "A video of 16384x16384 needs about " in told
+    assert " takes " in told
+    assert "block 1" not in told
+    assert not file.exists()

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..compressor import Compressor
 from ..config import COMPRESSED_SPACE_STRIDE, PATCH, VAE_DIMS, VAE_TIME_STRIDE, Layout
 from ..loading import ready
-from ..tree import SIZES, build_tree, random_state_dict
+from ..tree import SIZES, WanTree, build_tree, random_state_dict
 from ..vae import WanVAE, init_vae
 from ..wan import CausalWan, TextKV
 
@@ -33,6 +33,14 @@ def random_wan(
 def random_vae(model: str, device: torch.device) -> WanVAE:
     """A VAE of the width that goes with `model`, in bfloat16."""
     return init_vae(VAE_DIMS[model], SEED).requires_grad_(False).to(device, VAE_DTYPE).eval()
+
+
+def weight_bytes(model: str, dtype: torch.dtype) -> int:
+    """Bytes of the weights of a transformer of the sizes `model`, and of its VAE."""
+    with torch.device("meta"):
+        tree, vae = WanTree(SIZES[model]), WanVAE(VAE_DIMS[model])
+    count = {part: sum(tensor.numel() for tensor in part.state_dict().values()) for part in (tree, vae)}
+    return count[tree] * dtype.itemsize + count[vae] * VAE_DTYPE.itemsize
 
 
 def random_text(wan: CausalWan) -> TextKV:

@@ -27,6 +27,7 @@ from ..config import (
     FrameSize,
     Layout,
     Length,
+    ModelShape,
     default_temporal_stride,
 )
 from ..errors import PackForcingError
@@ -38,7 +39,17 @@ from ..tree import SIZES
 from ..units import readable_bytes
 from .baselines import comparison, contest
 from .floors import Rates, best_of, measure_rates, stage_floors
-from .models import MODELS, TEXT_TOKENS, VAE_DTYPE, NoVAE, PooledLatents, random_text, random_vae, random_wan
+from .models import (
+    MODELS,
+    TEXT_TOKENS,
+    VAE_DTYPE,
+    NoVAE,
+    PooledLatents,
+    random_text,
+    random_vae,
+    random_wan,
+    weight_bytes,
+)
 from .stages import (
     PASSES,
     MeasuredBlock,
@@ -169,6 +180,11 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
     sizes = SIZES[settings.model]
     notes = ["weights are random: time and memory are those of a trained model of these sizes, the picture is noise"]
 
+    demand = demanded(settings)
+    available = memory_of(device)
+    room = available and max(0, available - weight_bytes(settings.model, dtype))
+    decode_frames = decoding_frames(demand, room, str(device))
+
     say("measuring this machine's rates")
     vae_dtype = VAE_DTYPE if settings.vae else None
     rates_now = partial(
@@ -196,8 +212,6 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
     else:
         vae, compressor = NoVAE(device), PooledLatents(layout.temporal_stride)
         notes.append("--no-vae: nothing is decoded or written, and compression is a stand-in that pools latents")
-    decoding = Decoding(vae.dim, vae.dtype.itemsize) if settings.vae else None
-    demand = Demand(wan.shape, dtype.itemsize, layout, settings.blocks, decoding)
     video = LongVideo(
         wan,
         text,
@@ -207,7 +221,7 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
         vae,
         decode=settings.vae,
         fps=FPS,
-        decode_frames=decoding_frames(demand, memory_of(device), str(device)),
+        decode_frames=decode_frames,
     )
     with frame_writer(settings, notes) as write:
         run = run_video(video, settings.blocks, write, show_progress)
@@ -232,8 +246,8 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
             "full_cache": blocks[0].index >= first_full(config),
         },
         "cache_bytes": memory["kv_buffers"],
-        "decode_frames": video.decoder.frames_per_pass if settings.vae else None,
-        "estimated_bytes": demand.bytes((settings.vae and video.decoder.frames_per_pass) or config.block_frames),
+        "decode_frames": decode_frames if settings.vae else None,
+        "demanded_bytes": demand.bytes(decode_frames),
         **speed(stages, blocks, settings.frames_per_block),
         "peak_memory_bytes": run.peak_bytes,
         "memory": memory,
@@ -257,6 +271,14 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
                 "with room for the complete cache (kv_bytes)"
             )
     return result, run
+
+
+def demanded(settings: Settings) -> Demand:
+    """What the run takes beside the weights, by count."""
+    decoding = Decoding(VAE_DIMS[settings.model], VAE_DTYPE.itemsize) if settings.vae else None
+    sizes = SIZES[settings.model]
+    shape = ModelShape(sizes.layers, sizes.dim, sizes.heads)
+    return Demand(shape, settings.dtype.itemsize, settings.layout, settings.blocks, decoding)
 
 
 @contextmanager

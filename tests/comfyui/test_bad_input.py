@@ -238,6 +238,12 @@ RUN_MISTAKES = [
         ("at least 64x64 pixels, but the video is 64x48", "enlarge it, or set top_k to 0"),
     ),
     Mistake(
+        "a video that no machine can hold",
+        sampler({"sink_frames": 4000}, width=16384, height=16384),
+        SAMPLER,
+        ("A video of 16384x16384 needs about ", " beside the model's weights, but cpu has ", " takes "),
+    ),
+    Mistake(
         "a latent of another size to go on from",
         going_on_from(width=96, length=5),
         SAMPLER,
