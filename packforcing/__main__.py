@@ -170,6 +170,8 @@ def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[Causal
         tree = load_tree(options.model, options.weights)
         vae = load_vae(read_state_dict(options.vae)[0], dtype, options.device) if options.vae else None
         context = only_tensor(options.text_embedding)
+    if options.compile and vae is not None:
+        vae.compile_norms()
     return ready(tree, options.device, dtype, options.linear_dtype, options.compile), vae, context
 
 

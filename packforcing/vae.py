@@ -111,34 +111,45 @@ class CausalConv3d(Temporal, nn.Conv3d):
         return x.new_zeros(batch, channels, self.remembered, height, width)
 
 
-class RMSNorm(nn.Module):
-    """Each position's channel vector brought to length sqrt(C), times gamma. `axes`: the axes that follow C."""
+def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
+    """The channel vector of each position of [B, C, ...] brought to length sqrt(C), times gamma [C, ...]."""
+    # Squared and summed rather than by vector_norm, which takes 1.2 (float32) to 1.6 times (bfloat16) as long for a
+    # whole decode on a CPU. The squares are summed in float32; those of float16 would overflow before that.
+    squares = (x.float() if x.dtype == torch.float16 else x).square().sum(dim=1, keepdim=True, dtype=torch.float32)
+    # The floor is one that x's type can hold: in float16 the usual 1e-12 would round to zero, and turn an all-zero
+    # pixel into nan. Under the root, where its gradient is finite.
+    floor = max(1e-12, torch.finfo(x.dtype).tiny)
+    length = squares.clamp_min(floor**2).sqrt()
+    return x / length.to(x.dtype) * (gamma * math.sqrt(x.shape[1])).to(x.dtype)
 
-    def __init__(self, dim: int, axes: int):
+
+def rms_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
+    """`rms_norm`, then SiLU."""
+    return F.silu(rms_norm(x, gamma))
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` of [B, C, ...] with so many `axes` after C; with `silu`, SiLU too: one function, to be compiled."""
+
+    def __init__(self, dim: int, axes: int, silu: bool = False):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(dim, *[1] * axes))
+        self.function = rms_norm_silu if silu else rms_norm
 
     def forward(self, x: Tensor) -> Tensor:
-        # Squared and summed rather than by vector_norm, which takes 1.2 (float32) to 1.6 times (bfloat16) as long for a
-        # whole decode on a CPU. The squares are summed in float32; those of float16 would overflow before that.
-        squares = (x.float() if x.dtype == torch.float16 else x).square().sum(dim=1, keepdim=True, dtype=torch.float32)
-        # The floor is one that x's type can hold: in float16 the usual 1e-12 would round to zero, and turn an all-zero
-        # pixel into nan. Under the root, where its gradient is finite.
-        floor = max(1e-12, torch.finfo(x.dtype).tiny)
-        length = squares.clamp_min(floor**2).sqrt()
-        return x / length.to(x.dtype) * (self.gamma * math.sqrt(x.shape[1])).to(x.dtype)
+        return self.function(x, self.gamma[:])  # a view, since torch.compile would take a parameter's shape for fixed
 
 
 class ResidualBlock(Temporal):
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__()
         self.residual = Chain(
-            RMSNorm(in_dim, axes=3),
-            nn.SiLU(),
+            RMSNorm(in_dim, axes=3, silu=True),
+            nn.Identity(),  # holds the checkpoint's place, as below: SiLU
             CausalConv3d(in_dim, out_dim, (3, 3, 3)),
-            RMSNorm(out_dim, axes=3),
-            nn.SiLU(),
-            nn.Identity(),  # dropout in the original's training; it holds the checkpoint's place 5
+            RMSNorm(out_dim, axes=3, silu=True),
+            nn.Identity(),  # SiLU
+            nn.Identity(),  # dropout, in the original's training
             CausalConv3d(out_dim, out_dim, (3, 3, 3)),
         )
         self.shortcut = nn.Identity() if in_dim == out_dim else nn.Conv3d(in_dim, out_dim, 1)
@@ -239,7 +250,7 @@ def middle(dim: int) -> Chain:
 
 
 def head(dim: int, out_dim: int) -> Chain:
-    return Chain(RMSNorm(dim, axes=3), nn.SiLU(), CausalConv3d(dim, out_dim, (3, 3, 3)))
+    return Chain(RMSNorm(dim, axes=3, silu=True), nn.Identity(), CausalConv3d(dim, out_dim, (3, 3, 3)))
 
 
 class Encoder(Temporal):
@@ -344,6 +355,13 @@ class WanVAE(nn.Module):
         for name, layer in self.named_modules():
             if isinstance(layer, CausalConv3d):
                 layer.name = name
+
+    def compile_norms(self) -> None:
+        """Has torch.compile make one kernel of each norm and its SiLU: once, for all layers and sizes."""
+        compiled = {function: torch.compile(function, dynamic=True) for function in (rms_norm, rms_norm_silu)}
+        for layer in self.modules():
+            if isinstance(layer, RMSNorm):
+                layer.function = compiled[layer.function]
 
     @property
     def dtype(self) -> torch.dtype:

@@ -30,9 +30,12 @@ def random_wan(
     return ready(tree, device, dtype, linear_dtype, compiled)
 
 
-def random_vae(model: str, device: torch.device) -> WanVAE:
+def random_vae(model: str, device: torch.device, compiled: bool = False) -> WanVAE:
     """A VAE of the width that goes with `model`, in bfloat16."""
-    return init_vae(VAE_DIMS[model], SEED).requires_grad_(False).to(device, VAE_DTYPE).eval()
+    vae = init_vae(VAE_DIMS[model], SEED).requires_grad_(False).to(device, VAE_DTYPE).eval()
+    if compiled:
+        vae.compile_norms()
+    return vae
 
 
 def weight_bytes(model: str, dtype: torch.dtype) -> int:

@@ -208,7 +208,7 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
     wan = random_wan(settings.model, device, dtype, settings.linear_dtype, settings.compiled)
     text = random_text(wan)
     if settings.vae:
-        vae, compressor = random_vae(settings.model, device), Compressor(layout.temporal_stride)
+        vae, compressor = random_vae(settings.model, device, settings.compiled), Compressor(layout.temporal_stride)
     else:
         vae, compressor = NoVAE(device), PooledLatents(layout.temporal_stride)
         notes.append("--no-vae: nothing is decoded or written, and compression is a stand-in that pools latents")
