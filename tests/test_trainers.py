@@ -209,28 +209,44 @@ def test_a_larger_set_of_clips_begins_with_the_smaller(folder: Path, tmp_path: P
     assert clips.clip_pixels(39, 13, 64)[1] == caption
 
 
+class SameClips:
+    """Forty clips of one caption, in place of `LatentClips`."""
+
+    clips = clips.ClipSet(40, latent_frames=4, size=64)
+    latents = torch.randn(40, 16, 4, 8, 8)
+
+    def __init__(self, caption: str = "a red circle swings on a blue background") -> None:
+        self.caption = caption
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor, str]:
+        return self.latents[number], self.latents[number, :, None, ::2, ::4, ::4], self.caption
+
+
+def tiny_tree() -> base.WanTree:
+    sizes = base.SIZES["tiny"]
+    return base.build_tree(sizes, base.initial_state_dict(sizes, seed=0))
+
+
+def test_clips_with_things_away_are_the_share_that_is_asked_for_and_never_measure() -> None:
+    away, tree = SameClips("a red circle swings and blinks on a blue background"), tiny_tree()
+
+    def blinking(share: float, number: int | None) -> int:
+        trainer = base.BaseTrainer(tree, SameClips(), base.BaseOptions(away_share=share), away=away)
+        return sum("blinks" in trainer._sample(seed, number)[2] for seed in range(100))
+
+    assert (blinking(0.0, None), blinking(1.0, None), blinking(1.0, 39)) == (0, 100, 0)
+    assert 15 < blinking(0.3, None) < 45
+
+
 def test_open_captions_are_for_training_alone() -> None:
     """The share asked for says less than the clip's caption; clips that only measure say all."""
-
-    class Clips:
-        clips = clips.ClipSet(40, latent_frames=4, size=64)
-        latents = torch.randn(40, 16, 4, 8, 8)
-
-        def __len__(self) -> int:
-            return 40
-
-        def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-            return (
-                self.latents[number],
-                self.latents[number, :, None, ::2, ::4, ::4],
-                "a red circle swings on a blue background",
-            )
-
-    sizes = base.SIZES["tiny"]
-    tree = base.build_tree(sizes, base.initial_state_dict(sizes, seed=0))
+    tree = tiny_tree()
 
     def said(share: float, number: int | None) -> list[str]:
-        trainer = base.BaseTrainer(tree, Clips(), base.BaseOptions(open_captions=share))
+        trainer = base.BaseTrainer(tree, SameClips(), base.BaseOptions(open_captions=share))
         return [trainer._sample(seed, number)[2] for seed in range(100)]
 
     assert len(set(said(0, None))) == len(set(said(1, 39))) == 1
