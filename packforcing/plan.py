@@ -123,7 +123,7 @@ def plan_text(plan: Plan, model: str) -> str:
             "archive",
             f"{readable_bytes(plan.archive_bytes)} at the end ({readable_bytes(plan.archive_bytes_per_block)} a block)",
         ),
-        ("device", f"{readable_bytes(plan.device_bytes)} at least beside the weights, the VAE's work included"),
+        ("device", f"{readable_bytes(plan.device_bytes)} at least, beside the weights"),
         ("full cache", f"{readable_bytes(plan.full_cache_bytes)}, {plan.full_tokens:,} tokens"),
     ]
     return "\n".join(f"{label:<11}{value}" for label, value in rows)
