@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from subprocess import DEVNULL
 from typing import IO
@@ -239,6 +240,45 @@ def test_clips_with_things_away_are_the_share_that_is_asked_for_and_never_measur
 
     assert (blinking(0.0, None), blinking(1.0, None), blinking(1.0, 39)) == (0, 100, 0)
     assert 15 < blinking(0.3, None) < 45
+
+
+def test_what_a_model_gains_from_what_lies_before_the_block_before_is_measured() -> None:
+    """The same clips, noise and level twice, with open captions; the block before alone loses what the rest tells."""
+    away = SameClips("a red circle swings and blinks on a blue background")
+    away.clips = replace(away.clips, latent_frames=20)
+    away.latents = torch.randn(40, 16, 20, 8, 8)
+    tree = tiny_tree()
+    tree.head.head.weight.data.normal_(std=0.1)  # or it would predict zero under any history
+    trainer = base.BaseTrainer(tree, away, base.BaseOptions(), held_out=3, away=away)
+    latents, _, caption, *_, levels, history = trainer._away_sample(39)
+    assert torch.equal(latents, away.latents[39])
+    assert not re.search("red|blue", caption)
+    assert (levels == 0.85).all()
+    assert (history == 0).all()
+
+    seen = []
+    whole = trainer._held_out_errors
+
+    def spied(samples: list, given: base.History) -> torch.Tensor:
+        partition, mids = given.config().partition(4), given.config().attended_mids(4)
+        seen.append((len(samples), [*partition.sink, *partition.recent], mids))
+        return whole(samples, given)
+
+    trainer._held_out_errors = spied
+    found = trainer.evaluate(0)
+    assert found.keys() == {"held_out", "away", "away_block_before"}
+    assert seen == [(3, [0, 1, 2, 3], 0), (3, [0, 1, 2, 3], 0), (3, [3], 0)]
+    assert found["away"] != found["away_block_before"]
+
+
+@pytest.mark.parametrize(
+    "options", [["--held-out", "8"], ["--held-out", "0"], ["--away-clips", "4", "--held-out", "4"]]
+)
+def test_some_clips_train_and_some_measure(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "base", "--clips", "8", *options, "--folder", f"{tmp_path}"]) == 1
+    assert "Some clips train and at least one measures, but --" in capsys.readouterr().err
 
 
 def test_open_captions_are_for_training_alone() -> None:

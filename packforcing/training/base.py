@@ -34,6 +34,7 @@ from ..cache import Cache
 from ..checkpoints import read_state_dict
 from ..config import CacheConfig, FrameSize, Layout
 from ..demo import demo_vae
+from ..errors import PackForcingError
 from ..loading import load_tree
 from ..text import encode_prompt
 from ..tree import SIZES, WanSizes, WanTree, build_tree, random_state_dict
@@ -76,6 +77,10 @@ HISTORIES = (
     History(sink_frames=4, recent_frames=4, top_k=6, share=0.10, repeat_mids=True),
     History(sink_frames=0, recent_frames=4, top_k=16, share=0.05, repeat_mids=True),
 )
+
+
+BLOCK_BEFORE = History(sink_frames=0, recent_frames=BLOCK_FRAMES, top_k=0, share=0.0)
+MEMORY_LEVEL = 0.85  # a noise level at which colours are decided
 
 
 def bidirectional(latent_frames: int) -> tuple[History, ...]:
@@ -156,7 +161,7 @@ class BaseTrainer:
         self.away = away
         self.histories = histories
         self.block_frames = histories[0].block_frames
-        self.held_out = held_out  # of the set's clips, the last, for the log
+        self.held_out = held_out  # of each set's clips, the last, for the log
         self.cache_dtype = cache_dtype
         self.tree = tree.requires_grad_(True).to(self.device)
         self.wan = CausalWan(self.tree, training_attention(self.device), device=self.device)
@@ -193,12 +198,17 @@ class BaseTrainer:
         rng = np.random.default_rng(seed)
         away = number is None and self.away is not None and rng.random() < self.options.away_share
         if away:
-            latents, reduced, caption = self.away[int(rng.integers(len(self.away)))]
+            latents, reduced, caption = self.away[int(rng.integers(len(self.away) - self.held_out))]
         else:
             drawn = int(rng.integers(len(self.clips) - self.held_out))
             latents, reduced, caption = self.clips[drawn if number is None else number]
         if number is None and rng.random() < self.options.open_captions:
             caption = opened(parse(caption), rng, share=1 if away else 0.5).caption(int(rng.random() < 0.25))
+        return self._noised(latents, reduced, caption, seed, rng)
+
+    def _noised(
+        self, latents: Tensor, reduced: Tensor, caption: str, seed: int, rng: np.random.Generator
+    ) -> tuple[Any, ...]:
         generator = torch.Generator().manual_seed(seed)
         blocks = latents.shape[1] // self.block_frames
         denoised = blocks + self.options.first_again
@@ -250,16 +260,43 @@ class BaseTrainer:
 
     @torch.no_grad()
     def evaluate(self, step: int) -> dict[str, float]:
-        """The loss on clips that are kept out of training, the same noise each time, with the whole history."""
+        """Losses on clips that are kept out of training, the same noise each time, with the whole history.
+
+        Where there are clips with things away, also those of their last blocks, of which open captions say no colour:
+        with the whole history ("away") and with the block before alone ("away_block_before"). A model that remembers
+        does better with the whole.
+        """
         with self.learners["base"].averaged():
-            losses = []
-            for first in range(len(self.clips) - self.held_out, len(self.clips), 8):
-                numbers = range(first, min(first + 8, len(self.clips)))
-                batch = self._batch([self._sample(number, number) for number in numbers], self.histories[0])
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cache_dtype == torch.bfloat16):
-                    weights = self.loudness * focus_weights(batch.latents, 0)
-                    losses.append(self.errors(batch, weights).mean(dim=0))
-        return {"held_out": torch.cat(losses).mean().item()}
+            samples = [self._sample(number, number) for number in held_out(self.clips, self.held_out)]
+            found = {"held_out": self._held_out_errors(samples, self.histories[0]).mean().item()}
+            if self.away is not None and self.block_frames == BLOCK_FRAMES:
+                samples = [self._away_sample(number) for number in held_out(self.away, self.held_out)]
+                for name, history in (("away", self.histories[0]), ("away_block_before", BLOCK_BEFORE)):
+                    found[name] = self._held_out_errors(samples, history)[-2:].mean().item()
+        return found
+
+    def _away_sample(self, number: int) -> tuple[Any, ...]:
+        """A clip with things away under its open caption, with a clean history, at one noise level."""
+        rng = np.random.default_rng(number)
+        latents, reduced, caption = self.away[number]
+        *rest, levels, history = self._noised(
+            latents, reduced, opened(parse(caption), rng, share=1).caption(), number, rng
+        )
+        return *rest, torch.full_like(levels, MEMORY_LEVEL), torch.zeros_like(history)
+
+    def _held_out_errors(self, samples: Sequence[tuple[Any, ...]], history: History) -> Tensor:
+        """Errors [n, clips] of the denoised blocks, without `focus`."""
+        errors = []
+        for first in range(0, len(samples), 8):
+            batch = self._batch(samples[first : first + 8], history)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cache_dtype == torch.bfloat16):
+                errors.append(self.errors(batch, self.loudness * focus_weights(batch.latents, 0)))
+        return torch.cat(errors, dim=1)
+
+
+def held_out(clips: LatentClips, count: int) -> range:
+    """The clips of a set that are kept out of training: its last ones."""
+    return range(len(clips) - count, len(clips))
 
 
 def focus_weights(latents: Tensor, focus: float) -> Tensor:
@@ -287,7 +324,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=FRAME, help="pixels, width and height")
     parser.add_argument("--clip-folder", help="where encoded clips are kept; default: FOLDER/clips")
     parser.add_argument("--vae", help="the VAE that encodes them, a safetensors file; default: the demo's")
-    parser.add_argument("--held-out", type=int, default=32, help="clips that only measure")
+    parser.add_argument("--held-out", type=int, default=32, help="clips of each kind that only measure")
     parser.add_argument("--shift", type=float, default=BaseOptions.shift, help="flow shift of the noise levels")
     parser.add_argument(
         "--history-noise", type=float, default=BaseOptions.history_noise, help="largest, of the history"
@@ -311,6 +348,12 @@ def run(options: argparse.Namespace) -> Outcome:
     folder = Path(options.folder)
     clips = ClipSet(options.clips, latent_frames=options.latent_frames, size=options.size)
     away = replace(clips, count=options.away_clips, away=True) if options.away_clips else None
+    for name, each in (("--clips", clips), ("--away-clips", away)):
+        if each is not None and not 0 < options.held_out < each.count:
+            raise PackForcingError(
+                f"Some clips train and at least one measures, but {name} is {each.count} and --held-out is "
+                f"{options.held_out}: ask for more clips, or keep fewer (but 1) out."
+            )
     clip_folder = Path(options.clip_folder or folder / "clips")
     weights = read_state_dict(options.vae)[0] if options.vae else demo_vae()
     vae = channels_last(load_vae(weights, torch.bfloat16, device))
