@@ -112,13 +112,14 @@ def decoding_frames(demand: Demand, available: int | None, device: str, movable:
 
 def advice(demand: Demand, available: int) -> str:
     """What would make a run fit: other settings, or else a smaller frame with them."""
-    for changes in _savings(demand.layout.config):
+    savings = list(_savings(demand.layout.config))
+    for changes in savings:
         found = demand.with_config(**changes)
         if found.least <= available:
             return f"set {_told(changes)}, which takes {readable_bytes(found.least)}"
-    changes = list(_savings(demand.layout.config))[-1:]
-    frugal = demand.with_config(**changes[0]) if changes else demand
-    also = f" with {_told(changes[0])}" if changes else ""
+    most = savings[-1] if savings else {}
+    frugal = demand.with_config(**most)
+    also = f" with {_told(most)}" if most else ""
     for size in _smaller(demand.layout.size):
         try:
             found = replace(frugal, layout=replace(frugal.layout, size=size))

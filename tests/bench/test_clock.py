@@ -35,7 +35,7 @@ def test_the_best_of_many_is_per_call(monkeypatch):
 def test_resident_memory_is_below_its_peak():
     reset_peak(CPU)
     held = held_bytes(CPU)
-    big = torch.ones(8 * 2**20)
+    big = torch.ones(16 * 2**20)  # more than malloc would ever take from memory that it has kept
     if held is None:  # not Linux
         return
     assert held_bytes(CPU) - held > big.nbytes / 2
