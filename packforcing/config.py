@@ -15,6 +15,7 @@ VAE_TIME_STRIDE = 4  # video frames a latent frame (the first latent frame of a 
 VAE_SPACE_STRIDE = 8  # pixels a latent row or column
 PATCH = 2  # latent rows or columns a token (Wan's patch is 1x2x2)
 PIXELS_PER_TOKEN = VAE_SPACE_STRIDE * PATCH  # 16
+TEXT_TOKENS = 512  # Wan pads every prompt to as many
 COMPRESSED_SPACE_STRIDE = 4  # full-resolution tokens a compressed token, in each space axis
 
 LONGEST_SECONDS = 10_000_000  # the method has no limit; whoever asks for more than months has mistyped

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from .config import PIXELS_PER_TOKEN, CacheConfig, FrameSize, Layout, ModelShape
+from .config import PIXELS_PER_TOKEN, TEXT_TOKENS, CacheConfig, FrameSize, Layout, ModelShape
 from .errors import PackForcingError
 from .units import readable_bytes
 
 # Hidden states, their normed copy, queries, keys, values, attention's output, and the feed-forward layer's hidden
 # states before and after its activation: some widths of the model for each token of a block.
 HIDDEN_WIDTHS = 18
-TEXT_TOKENS = 512  # keys and values of a prompt, which every layer keeps
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Demand:
         if kept < self.itemsize:  # one layer's is widened to be attended
             held += self.model.kv_bytes(self.layout.context_tokens, self.itemsize) // self.model.layers
         archived = config.archived_blocks(self.blocks) * self.layout.compressed_tokens_per_block
-        held += min(self.model.kv_bytes(archived, kept), int(min(config.archive_budget, 2**62)))
+        held += int(min(self.model.kv_bytes(archived, kept), config.archive_budget))
         rows = self.layout.tokens_per_block + (self.layout.compressed_tokens_per_block if config.top_k else 0)
         hidden = HIDDEN_WIDTHS * rows * self.model.dim * self.itemsize
         if self.vae is None:
@@ -76,7 +75,7 @@ class Demand:
     def passes(self) -> list[int]:
         """Numbers of latent frames that can be decoded at a time, most first: a block, its halves, down to one."""
         frames = self.layout.config.block_frames
-        return [frames, *([] if self.vae is None else sorted({max(1, frames // 2), 1} - {frames}, reverse=True))]
+        return sorted({frames, max(1, frames // 2), 1}, reverse=True)
 
     @property
     def least(self) -> int:

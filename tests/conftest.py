@@ -11,8 +11,10 @@ import importlib.util
 import os
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,3 +96,21 @@ def pack(comfy: ModuleType) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def compiled_graphs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The functions that torch.compile makes a graph of from here on, each as often as it does; they run uncompiled."""
+    graphs: list[str] = []
+    compile_ = torch.compile
+
+    def counting(part: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+            graphs.append(part.__name__)
+            return graph.forward
+
+        return compile_(part, backend=backend, **options)
+
+    monkeypatch.setattr(torch, "compile", counting)
+    torch._dynamo.reset()
+    return graphs

@@ -215,20 +215,8 @@ def test_the_shape_of_a_model_is_read_from_its_tree(model):
 # ---------------------------------------------------------------------- compiled
 
 
-def test_layers_are_compiled_once_for_each_number_of_tokens(monkeypatch):
+def test_layers_are_compiled_once_for_each_number_of_tokens(compiled_graphs):
     """The same velocities and cache; one graph a part, whatever the number of layers, and no breaks (fullgraph)."""
-    graphs: list[str] = []
-
-    def counting(part, **options):
-        def backend(graph, inputs):
-            graphs.append(part.__name__)
-            return graph.forward
-
-        return compile_(part, backend=backend, **options)
-
-    compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", counting)
-    torch._dynamo.reset()
     sizes = WanSizes(dim=256, ffn_dim=512, layers=5, heads=2)
     tree = build_tree(sizes, random_state_dict(sizes, seed=0))
     layout = Layout(CacheConfig(sink_frames=4, recent_frames=4, top_k=1), FrameSize(64, 64), 2)
@@ -247,4 +235,5 @@ def test_layers_are_compiled_once_for_each_number_of_tokens(monkeypatch):
                 cache.end()
             made.append(torch.cat(velocities))
     assert_close(made[1], made[0])
-    assert sorted(graphs) == sorted(["project", "after_attention", "after_prompt"] * 2)  # 64 tokens, and 64 + 2
+    # Once for 64 tokens, and once for 64 + 2.
+    assert sorted(compiled_graphs) == sorted(["project", "after_attention", "after_prompt"] * 2)

@@ -10,14 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..compressor import Compressor
-from ..config import COMPRESSED_SPACE_STRIDE, PATCH, VAE_DIMS, VAE_TIME_STRIDE, Layout
+from ..config import COMPRESSED_SPACE_STRIDE, PATCH, TEXT_TOKENS, VAE_DIMS, VAE_TIME_STRIDE, Layout
 from ..loading import ready
 from ..tree import SIZES, WanTree, build_tree, random_state_dict
 from ..vae import WanVAE, init_vae
 from ..wan import CausalWan, TextKV
 
 SEED = 0
-TEXT_TOKENS = 512  # Wan pads every prompt to as many
 VAE_DTYPE = torch.bfloat16
 MODELS = ("wan2.1-1.3b", "tiny")
 

@@ -21,6 +21,7 @@ import torch
 
 from ..compressor import Compressor
 from ..config import (
+    TEXT_TOKENS,
     VAE_DIMS,
     VAE_TIME_STRIDE,
     CacheConfig,
@@ -41,7 +42,6 @@ from .baselines import comparison, contest
 from .floors import Rates, best_of, measure_rates, stage_floors
 from .models import (
     MODELS,
-    TEXT_TOKENS,
     VAE_DTYPE,
     NoVAE,
     PooledLatents,
