@@ -18,7 +18,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..packforcing.attention import Attention, fast_attention, sdpa
+from ..packforcing.attention import Attention, fast_attention
 from ..packforcing.errors import PackForcingError
 from ..packforcing.pixels import to_uint8
 from ..packforcing.vae import WanVAE, load_vae
@@ -47,9 +47,7 @@ def comfy_attention(model: comfy.model_patcher.ModelPatcher) -> Attention:
     takes_options = any(p.name == "transformer_options" or p.kind is p.VAR_KEYWORD for p in parameters)
     extra = {"transformer_options": options} if takes_options else {}
 
-    def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-        if mask is not None:
-            return sdpa(queries, keys, values, mask)
+    def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         heads = queries.shape[2]
         flat = (x.flatten(2) for x in (queries, keys, values))
         return rearrange(optimized_attention(*flat, heads=heads, **extra), "b l (h d) -> b l h d", h=heads)

@@ -20,13 +20,14 @@ from .config import ARCHIVE_DEVICES, KV_DTYPES, SELECTIONS, CacheConfig, FrameSi
 from .demo import SAMPLING, demo_compressor, demo_transformer, demo_vae
 from .errors import PackForcingError
 from .evaluation import run as evaluation
-from .fit import Decoding, Demand, decoding_frames
+from .fit import Decoding, Demand, decode_plan
 from .fp8 import LINEAR_DTYPES
 from .inspector import picture, report
 from .loading import check_speed, load_tree, memory_of, ready, usable_device
 from .plan import MODELS, VAE_DIMS, plan, plan_text
 from .sampler import LongVideo, Sampling
 from .schedule import UPDATES
+from .side_stream import CHOICES, wanted
 from .text import encode_prompt
 from .training import base as train_base
 from .training import compressor as train_compressor
@@ -126,6 +127,12 @@ def add_cache_options(command: argparse.ArgumentParser) -> None:
 def add_speed_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--compile", action="store_true", help="compile the transformer's layers first, which takes a minute"
+    )
+    command.add_argument(
+        "--overlap",
+        default="auto",
+        choices=CHOICES,
+        help="decode each block beside the denoising of the next, where memory allows; auto: on a GPU",
     )
     command.add_argument(
         "--linear-dtype", default="model", choices=LINEAR_DTYPES, help="what the transformer's layers multiply in"
@@ -232,6 +239,7 @@ def run_generate(options: argparse.Namespace) -> None:
         wan, vae, context = load_models(options, dtype)
         compressor = choice.build(config.block_frames, wan.shape.dim, options.device)
         demand = Demand(wan.shape, dtype.itemsize, layout, length.blocks, Decoding(vae.dim, vae.dtype.itemsize))
+        decoding = decode_plan(demand, memory_of(device), str(device), overlap=wanted(options.overlap, device))
         video = LongVideo(
             wan,
             wan.embed_text(context),
@@ -240,7 +248,8 @@ def run_generate(options: argparse.Namespace) -> None:
             compressor,
             vae,
             fps=options.fps,
-            decode_frames=decoding_frames(demand, memory_of(device), str(device)),
+            decode_frames=decoding.frames,
+            overlap=decoding.overlap,
         )
         start = time.perf_counter()
         for block in video.blocks(length.blocks):

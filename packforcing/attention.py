@@ -8,30 +8,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# (queries [B, Lq, H, D], keys [B, Lk, H, D], values [B, Lk, H, D], mask [Lk] or None) -> [B, Lq, H, D]
-Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+# (queries [B, Lq, H, D], keys [B, Lk, H, D], values [B, Lk, H, D]) -> [B, Lq, H, D]
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 MOST_SCORES = 2**22  # that `fast_attention` writes out at once, on a CPU
 
 
-def sdpa(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot product attention in PyTorch's own kernels; `mask` [Lk] is False on keys that are not attended."""
+def sdpa(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Scaled dot product attention in PyTorch's own kernels."""
     q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))
-    if mask is not None:
-        mask = mask.expand(q.shape[2], -1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-def matmul_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+def matmul_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """The same as two matrix products with the scores between them written out."""
     q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
     return (scores.softmax(dim=-1).to(v.dtype) @ v).transpose(1, 2)
 
 
-def fast_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+def fast_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Scaled dot product attention, [B, L, H, D], by the faster of the two for the device, the type and the size.
 
     On a CPU, PyTorch's fused kernel multiplies bfloat16 at a fraction of the matrix units' rate, so there two plain
@@ -39,7 +35,7 @@ def fast_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor |
     """
     scores = queries.shape[0] * queries.shape[2] * queries.shape[1] * keys.shape[1]
     plain = queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and scores <= MOST_SCORES
-    return (matmul_attention if plain else sdpa)(queries, keys, values, mask)
+    return (matmul_attention if plain else sdpa)(queries, keys, values)
 
 
 def training_attention(device: torch.device) -> Attention:

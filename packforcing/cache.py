@@ -185,9 +185,12 @@ class Cache:
     def end(self) -> None:
         """Closes the block after its clean pass: its reduced form, if it will be read, enters the archive."""
         if self.config.becomes_mid(self.block):
-            self.archive.append(self._reduced, self._key_sums)
+            self._archive_reduced()
             for live in self._live:  # the room of the reduced block is free again
                 live.pop(self._valid, None)
+
+    def _archive_reduced(self) -> None:
+        self.archive.append(self._reduced, self._key_sums)
 
     # ------------------------------------------------------------------ selection
 
@@ -343,6 +346,12 @@ class Cache:
 
         The archive's copy stands at its base position; the key sum has no temporal rotation.
         """
+        self._keep_reduced(layer, keys, values)
+        room = slice(self._valid, self._valid + keys.shape[1])
+        self._put(layer, room, rotate(keys, self._reduced_rotation), values)
+
+    def _keep_reduced(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Keeps what the archive will take."""
         at_base = rotate(keys, self._reduced_base)
         self._reduced[layer, 0] = self._kept(at_base.detach())
         self._reduced[layer, 1] = self._kept(values.detach())
@@ -350,18 +359,16 @@ class Cache:
             self._live_reduced[self.block, layer] = at_base, values
         content = rotate(keys[:, :, : self.heads].detach(), self._content_keys)
         self._key_sums[layer] = token_sum(content, self.heads)
-        room = slice(self._valid, self._valid + keys.shape[1])
-        self._put(layer, room, rotate(keys, self._reduced_rotation), values)
 
-    def reduced_context(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What reduced queries attend to: the history without the current block, and the reduced tokens themselves.
-
-        Returns keys and values [B, L, H, D], and a mask [L] that is False on the current block's full tokens.
+    def reduced_context(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, L, H, D] that reduced queries attend to: the history without the current block, and the
+        reduced tokens themselves. Copies: the fastest attention kernels take no mask, and these queries are few.
         """
-        length = self._valid + self.layout.compressed_tokens_per_block
-        mask = torch.ones(length, dtype=torch.bool, device=self.device)
-        mask[self._slot_tokens(self.block)] = False
-        return *self._prefix(layer, length), mask
+        end = self._valid + self.layout.compressed_tokens_per_block
+        parts = [self._slot_tokens(block) for block in (*self.partition.sink, *self.partition.recent)]
+        parts.append(slice(self._valid - self._mid_tokens, end))
+        keys, values = (torch.cat([x[:, part] for part in parts], dim=1) for x in self._prefix(layer, end))
+        return keys, values
 
     # ------------------------------------------------------------------ accounting
 
@@ -378,6 +385,7 @@ class Cache:
             "recent": len(self.partition.recent) * full,
             "current": full,
             "mid": self._mid_tokens * token,
+            "aside": 0,
             "archive_device": self.archive.device_bytes,
             "archive_host": self.archive.host_bytes,
             "key_sums": self.archive.key_sum_bytes,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from .config import PIXELS_PER_TOKEN, TEXT_TOKENS, CacheConfig, FrameSize, Layout, ModelShape
 from .errors import PackForcingError
+from .late_cache import aside_tokens, can_be_late
 from .units import readable_bytes
 
 # Hidden states, their normed copy, queries, keys, values, attention's output, and the feed-forward layer's hidden
@@ -57,8 +58,9 @@ class Demand:
     blocks: int
     vae: Decoding | None = None
 
-    def bytes(self, frames_per_pass: int) -> int:
-        """Device bytes beside the weights, when the VAE decodes that many latent frames at a time."""
+    def bytes(self, frames_per_pass: int, overlap: bool = False) -> int:
+        """Device bytes beside the weights, when the VAE decodes that many latent frames at a time; with `overlap`, when
+        it does so beside the model's passes."""
         config, size = self.layout.config, self.layout.size
         kept = config.bytes_per_value(self.itemsize)
         held = self.model.kv_bytes(self.layout.context_tokens, kept) + self.model.kv_bytes(TEXT_TOKENS, self.itemsize)
@@ -70,7 +72,12 @@ class Demand:
         hidden = HIDDEN_WIDTHS * rows * self.model.dim * self.itemsize
         if self.vae is None:
             return held + hidden
-        return held + max(hidden + self.vae.remembered(size), self.vae.peak(size, frames_per_pass))
+        decoding = self.vae.peak(size, frames_per_pass)
+        if not overlap:
+            return held + max(hidden + self.vae.remembered(size), decoding)
+        if can_be_late(config):
+            held += self.model.kv_bytes(aside_tokens(self.layout), kept)
+        return held + hidden + decoding
 
     def passes(self) -> list[int]:
         """Numbers of latent frames that can be decoded at a time, most first: a block, its halves, down to one."""
@@ -87,26 +94,47 @@ class Demand:
         return replace(self, layout=replace(self.layout, config=replace(self.layout.config, **changes)))
 
 
-def decoding_frames(demand: Demand, available: int | None, device: str, movable: int = 0) -> int:
-    """How many latent frames the VAE should decode at a time: the most that fit. (The video is the same to rounding.)
+@dataclass(frozen=True)
+class DecodePlan:
+    """How a run decodes; the video is the same to rounding.
+
+    Attributes:
+        frames: latent frames that the VAE decodes at a time.
+        overlap: whether it does so beside the next block's denoising.
+    """
+
+    frames: int
+    overlap: bool
+
+
+def decode_plan(
+    demand: Demand, available: int | None, device: str, movable: int = 0, overlap: bool = True
+) -> DecodePlan:
+    """The fastest way of decoding that fits: whole blocks beside the denoising of the next; or else one after the
+    other, in passes as large as fit.
 
     Args:
         available: bytes of the device that the run can have; None if that is not known.
         device: its name, for the message.
         movable: bytes of weights among them that had better stay there, but can be moved out of the way.
+        overlap: whether decoding beside the denoising is wanted.
 
     Raises PackForcingError, with what would fit, when the run does not fit.
     """
     sizes = demand.passes()
+    overlap = overlap and demand.vae is not None
     if available is None:
-        return sizes[0]
+        return DecodePlan(sizes[0], overlap)
     if demand.least > available:
         size = demand.layout.size
         raise PackForcingError(
             f"A video of {size.width}x{size.height} needs about {readable_bytes(demand.least)} beside the model's "
             f"weights, but {device} has {readable_bytes(available)} for it: {advice(demand, available)}."
         )
-    return next((frames for frames in sizes if demand.bytes(frames) + movable <= available), sizes[-1])
+    if overlap and demand.bytes(sizes[0], overlap=True) + movable <= available:
+        return DecodePlan(sizes[0], overlap=True)
+    frames = next((frames for frames in sizes if demand.bytes(frames) + movable <= available), sizes[-1])
+    return DecodePlan(frames, overlap=False)
 
 
 def advice(demand: Demand, available: int) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 from .config import CacheConfig, FrameSize, ModelShape
 
 # The owners of cache memory, in the order in which a picture stacks them.
-PARTITIONS = ("sink", "recent", "current", "mid", "archive_device", "archive_host", "key_sums")
-STAGES = ("denoise", "decode", "compress", "commit")
+PARTITIONS = ("sink", "recent", "current", "mid", "aside", "archive_device", "archive_host", "key_sums")
+STAGES = ("denoise", "decode", "wait", "compress", "commit")
 
 
 @dataclass
@@ -23,7 +23,9 @@ class BlockRecord:
             they should.
         recent_rotated: recent blocks whose keys were rotated to a new temporal position (counted once, not per layer).
         bytes: bytes in use by each of PARTITIONS after the block.
-        seconds: wall-clock time of each of STAGES (a stage that did not run is absent).
+        seconds: time of each of STAGES (a stage that did not run is absent). Where blocks were decoded beside the
+            denoising of the next one, there is "wait": how long the loop waited for the frames; "decode" then costs
+            nothing else.
     """
 
     block: int

@@ -1,14 +1,22 @@
 """The long-video loop (method 7): one block after another over a bounded cache.
 
 noise -> denoising steps (the first selects mid blocks) -> x0 -> caller -> compressor -> clean pass -> next block
+
+With `overlap`, a block's pixels are decoded beside its clean pass and the denoising of the next block, so it reaches
+the caller, and the compressor, one block late:
+
+    main   clean pass i-1 (with i-2 reduced) | denoise i   | clean pass i (with i-1 reduced) | denoise i+1 ...
+    side     decode i-1 ......................               decode i .........................
+    caller                                     i-1                                             i
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -18,8 +26,11 @@ from .cache import Cache
 from .compressor import Compressor
 from .config import LATENT_CHANNELS, Layout
 from .errors import PackForcingError
+from .late_cache import LateCache, can_be_late
 from .record import BlockRecord, CacheRecord
 from .schedule import UPDATES, euler_update, few_step_update, predicted_x0, sigmas
+from .side_stream import SideStream
+from .stopwatch import Stopwatch
 from .vae import StreamingDecoder, WanVAE
 from .wan import CausalWan, TextKV
 
@@ -63,6 +74,15 @@ class Block:
     frames: Tensor | None
 
 
+@dataclass(frozen=True)
+class _Made:
+    """A block whose latents are final; its frames may have to be waited for."""
+
+    index: int
+    latents: Tensor
+    frames: Callable[[], Tensor | None]
+
+
 def noise_generator(seed: int, block: int) -> torch.Generator:
     """The source of all noise of one block: independent between blocks, and of the video's length."""
     state = np.random.SeedSequence([seed, block]).generate_state(1, np.uint64)[0]
@@ -78,7 +98,8 @@ class LongVideo:
     """A video in the making. `blocks(n)` yields the next n blocks; calling it again goes on where the last call ended.
 
     Each block is yielded as soon as it is final; its clean pass, which only the next block needs, runs when the next
-    one is asked for. So a caller that stops has lost nothing, and the last block costs no clean pass.
+    one is asked for. So a caller that stops has lost nothing, and the last block costs no clean pass. When a run ends
+    by an exception, all blocks that were made are yielded before it is raised.
 
     Args:
         wan: the transformer.
@@ -90,7 +111,9 @@ class LongVideo:
         decode: whether blocks come with frames even where the compressor does not need them.
         fps: for the record.
         batch: videos made at once.
-        decode_frames: latent frames that the VAE decodes at a time (`fit.decoding_frames`); None takes a block whole.
+        decode_frames: latent frames that the VAE decodes at a time; None takes a block whole.
+        overlap: whether blocks are decoded beside the next one's denoising: faster, in more memory, and the same video
+            to rounding.
         on_step: called as on_step(block, step) before each model pass (the clean pass has step = steps); an exception
             that it raises ends the run.
 
@@ -109,6 +132,7 @@ class LongVideo:
         fps: float = 16.0,
         batch: int = 1,
         decode_frames: int | None = None,
+        overlap: bool = False,
         on_step: Callable[[int, int], None] = no_callback,
     ) -> None:
         config = layout.config
@@ -135,7 +159,9 @@ class LongVideo:
         self.vae = vae
         self.decoder = StreamingDecoder(vae, decode_frames) if vae is not None and (decode or config.top_k) else None
         self.on_step = on_step
-        self.cache = Cache(layout, wan.shape, wan.device, wan.dtype, batch)
+        self._side = SideStream(wan.device) if overlap and self.decoder is not None else None
+        self._late = self._side is not None and can_be_late(config)
+        self.cache = (LateCache if self._late else Cache)(layout, wan.shape, wan.device, wan.dtype, batch)
         self.record = CacheRecord(
             model=wan.shape,
             config=config,
@@ -146,19 +172,22 @@ class LongVideo:
             dtype=str(wan.dtype).removeprefix("torch."),
             device=str(wan.device),
         )
-        self._uncommitted: Block | None = None
+        self._stopwatch = Stopwatch(wan.device)
+        self._uncommitted: _Made | None = None  # the newest block
+        self._before: _Made | None = None  # the one before, where reduced blocks are late
+        self._unfinished: list[_Made] = []  # made, but not yielded
 
     @property
     def next_block(self) -> int:
-        return len(self.record.blocks)
+        """Index of the block that is yielded next."""
+        return len(self.record.blocks) - len(self._unfinished)
 
     def blocks(self, count: int) -> Iterator[Block]:
         """Makes the next `count` blocks.
 
         Raises PackForcingError when a block's latents are not finite.
         """
-        for _ in range(count):
-            yield self._next(None)
+        yield from islice(self._each([None] * (count - len(self._unfinished))), count)
 
     def replay(self, latents: Tensor) -> Iterator[Block]:
         """Takes the next blocks from latents [B, 16, n * T, h, w] instead of denoising them.
@@ -175,30 +204,67 @@ class LongVideo:
                 f"The latents to go on from must be whole blocks of {frames} frames with (channels, height, width) "
                 f"{wanted}, but they have {latents.shape[2]} frames with {found}."
             )
-        for block in latents.split(frames, dim=2):
-            yield self._next(block)
+        yield from self._each(latents.split(frames, dim=2))
+
+    def _each(self, given: Iterable[Tensor | None]) -> Iterator[Block]:
+        for latents in given:
+            try:
+                self._next(latents)
+            except BaseException:
+                yield from self._finish(but=0)
+                raise
+            yield from self._finish(but=0 if self._side is None else 1)
+        yield from self._finish(but=0)
+
+    def _finish(self, but: int) -> Iterator[Block]:
+        """Yields all blocks that were made but the newest ones, as soon as their frames are there."""
+        while len(self._unfinished) > but:
+            made = self._unfinished[0]
+            if self._side is None:
+                frames = made.frames()
+            else:
+                with self._stopwatch.stretch(self.record.blocks[made.index].seconds, "wait"):
+                    frames = made.frames()
+            self._unfinished.pop(0)
+            self._stopwatch.settle()
+            yield Block(made.index, made.latents, frames)
 
     @torch.no_grad()
-    def _next(self, given: Tensor | None) -> Block:
+    def _next(self, given: Tensor | None) -> None:
+        """Makes a block, or takes it as given."""
         self._commit()
-        index = self.next_block
+        index = len(self.record.blocks)
         self.cache.begin(index)
         record = BlockRecord(index, selected=[])
-        with self._timed(record, "denoise"):
+        with self._stopwatch.stretch(record.seconds, "denoise"):
             if given is None:
                 latents = self._denoise(index)
             else:
                 latents = given.to(self.wan.device, torch.float32)
                 self._select_only(index, latents)
         self._check_finite(index, latents)
-        frames = None
-        if self.decoder is not None:
-            with self._timed(record, "decode"):
-                frames = self.decoder.decode(latents)
+        made = _Made(index, latents, self._decode(latents, record))
         self._fill(record)
         self.record.blocks.append(record)
-        self._uncommitted = Block(index, latents, frames)
-        return self._uncommitted
+        self._uncommitted = made
+        self._unfinished.append(made)
+
+    def _decode(self, latents: Tensor, record: BlockRecord) -> Callable[[], Tensor | None]:
+        """Decodes a block, or begins to; returns what gives its frames."""
+        if self.decoder is None:
+            return lambda: None
+        decode = partial(self.decoder.decode, latents)
+        if self._side is not None:
+            return partial(self._decoded_beside, self._side.submit(decode), record)
+        with self._stopwatch.stretch(record.seconds, "decode"):
+            frames = decode()
+        return lambda: frames
+
+    def _decoded_beside(self, decoding: Future[tuple[Tensor, float]], record: BlockRecord) -> Tensor:
+        frames, record.seconds["decode"] = decoding.result()
+        if frames.is_cuda:  # made on another stream, which must not take their memory back while this one reads them
+            frames.record_stream(torch.cuda.current_stream(frames.device))
+        return frames
 
     def _noise(self, generator: torch.Generator) -> Tensor:
         size = self.layout.size
@@ -238,34 +304,33 @@ class LongVideo:
 
     @torch.no_grad()
     def _commit(self) -> None:
-        """The clean pass of the block that was yielded last."""
+        """The clean pass of the newest block, with the reduced form of it or, where that is late, of the one before."""
         block = self._uncommitted
         if block is None:
             return
         record = self.record.blocks[block.index]
         self.on_step(block.index, self.sampling.steps)
-        reduced = None
-        if self.layout.config.becomes_mid(block.index):
-            with self._timed(record, "compress"):
-                reduced = self.compressor(block.latents, block.frames, self.layout, self.vae, self.wan.patch_tokens)
-        with self._timed(record, "commit"):
+        source = self._before if self._late else block
+        reduced = None if source is None else self._reduced(source)
+        with self._stopwatch.stretch(record.seconds, "commit"):
             self.wan.commit(block.latents, self.text, self.cache, reduced)
             self.cache.end()
         if block.index == 0:
             self.record.rounding_error = self.cache.rounding_error
         self._uncommitted = None  # only now: a run that was stopped before this must still do it
+        self._before = block if self._late else None
         self._fill(record)
+
+    def _reduced(self, block: _Made) -> Tensor | None:
+        """Hidden tokens [B, N_c, d] of a block; None if it never becomes a mid block."""
+        if not self.layout.config.becomes_mid(block.index):
+            return None
+        frames = block.frames()
+        with self._stopwatch.stretch(self.record.blocks[block.index].seconds, "compress"):
+            return self.compressor(block.latents, frames, self.layout, self.vae, self.wan.patch_tokens)
 
     def _fill(self, record: BlockRecord) -> None:
         record.selected = [list(chosen or ()) for chosen in self.cache.selected]
         record.mid_slots_written = self.cache.mid_slots_written
         record.recent_rotated = self.cache.recent_rotated
         record.bytes = self.cache.bytes()
-
-    @contextmanager
-    def _timed(self, record: BlockRecord, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        if self.wan.device.type == "cuda":
-            torch.cuda.synchronize(self.wan.device)
-        record.seconds[stage] = time.perf_counter() - start

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Attention, fast_attention, sdpa
+from .attention import Attention, fast_attention
 from .cache import Cache
 from .config import PATCH, ModelShape
 from .errors import PackForcingError
@@ -108,7 +108,7 @@ class CausalWan:
 
     Args:
         tree: the module tree; raises PackForcingError when it is not Wan 2.1's.
-        attention: the attention function for the current block and for the prompt.
+        attention: the attention function.
         dtype: what the hidden states are computed in.
         device: where they are computed.
         compiled: whether what a layer does between its attentions is compiled, which takes a minute at first.
@@ -258,10 +258,10 @@ class CausalWan:
         queries = self._write(layer, block, hidden, modulation, cache, full)
         out = []
         if full:
-            out.append(self.attention(cache.rotate_queries(queries[:, :full]), *cache.context(layer), None))
+            out.append(self.attention(cache.rotate_queries(queries[:, :full]), *cache.context(layer)))
         if full < hidden.shape[1]:
-            # A few queries under a mask: PyTorch's kernel, since the fastest ones take no mask.
-            out.append(sdpa(cache.rotate_reduced_queries(queries[:, full:]), *cache.reduced_context(layer)))
+            reduced = cache.rotate_reduced_queries(queries[:, full:])
+            out.append(self.attention(reduced, *cache.reduced_context(layer)))
         return torch.cat(out, dim=1) if len(out) > 1 else out[0]
 
     def _layer(
@@ -274,7 +274,7 @@ class CausalWan:
     ) -> Tensor:
         """One transformer layer: self-attention, cross-attention to the prompt, feed-forward; hidden is [B, L, d]."""
         hidden, queries = self._parts.after_attention(block, hidden, attend(hidden, modulation), modulation, self.heads)
-        return self._parts.after_prompt(block, hidden, self.attention(queries, *text, None), modulation)
+        return self._parts.after_prompt(block, hidden, self.attention(queries, *text), modulation)
 
     def _head(self, hidden: Tensor, time: Tensor) -> Tensor:
         head = self.tree.head

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from packforcing.cache import Cache, runs
 from packforcing.config import CacheConfig, FrameSize, Layout, ModelShape
+from packforcing.late_cache import LateCache, can_be_late
 from packforcing.record import PARTITIONS
 
 EXACT = 1e-12  # float64: angles below 100 radians and a handful of roundings
@@ -347,10 +348,9 @@ def check_full(cache: Cache, everything: Everything, places: list[Place], layer:
 
 def check_reduced(cache: Cache, everything: Everything, places: list[Place], layer: int, queries: Tensor) -> None:
     """Reduced queries see the context without the current block, and the reduced tokens themselves."""
-    keys, values, mask = cache.reduced_context(layer)
+    seen = cache.reduced_context(layer)
     current = places[-1]
     expected = everything.rows([*places[:-1], current._replace(reduced=True)], layer)
-    seen = keys[:, mask], values[:, mask]
     assert_same_rows(seen, expected)
     found = attend(cache.rotate_reduced_queries(queries), *seen)
     turned = everything.reduced_grid(current.start).turn(queries)
@@ -403,6 +403,63 @@ def test_every_context_is_what_a_model_that_forgets_nothing_would_build(wanted: 
         before = places
 
 
+# ---------------------------------------------------------------------- reduced blocks one block late
+
+
+def live_late(cache: LateCache, stream: Stream, blocks: int) -> Iterator[list[Tensor]]:
+    """As `run_blocks`, the reduced form of each block in the clean pass of the next; yields what it attends to, and
+    what its queries become."""
+    for block in range(blocks):
+        cache.begin(block)
+        run_pass(cache, stream, DENOISE)
+        due = block > 0 and cache.config.becomes_mid(block - 1)
+        seen = []
+        for layer in range(cache.model.layers):
+            raw = stream(block, layer, CLEAN).raw
+            cache.write(layer, raw.keys, raw.values)
+            if due:
+                late = stream(block - 1, layer, CLEAN)
+                before = contexts(cache)
+                cache.write_reduced(layer, late.raw.reduced_keys, late.raw.reduced_values)
+                seen += [*cache.reduced_context(layer), cache.rotate_reduced_queries(late.reduced_queries)]
+                assert same_bits(contexts(cache), before)
+        yield seen
+        cache.end()
+
+
+@given(wanted=setups().filter(lambda wanted: can_be_late(wanted.layout.config)))
+@example(wanted=setup(blocks=25, layers=2, batch=2, side=80))
+@example(wanted=setup(selection="recency", recent_frames=2, rope_adjustment=False))
+@example(wanted=setup(position_range=9, stride=1, side=128))
+@example(wanted=setup(block_frames=3, sink_frames=0, recent_frames=9, stride=1))
+@example(wanted=setup(kv_dtype="fp8_e4m3"))
+@settings(deadline=None, derandomize=True, max_examples=15)
+def test_late_reduced_blocks_see_the_same_and_are_the_same(wanted: Setup) -> None:
+    """To the bit: all contexts, the reduced ones a block later, and so what is archived and selected."""
+    layout, model, batch, blocks, seed = wanted
+    made = {"dtype": torch.float64, "batch": batch}
+    stream = Stream(layout, model, batch, torch.float64, seed)
+    cache, late = Cache(layout, model, **made), LateCache(layout, model, **made)
+    due: list[Tensor] = []
+    for block, seen in zip(run_blocks(cache, stream, blocks), live_late(late, stream, blocks), strict=True):
+        assert late.selected == cache.selected
+        assert same_bits(contexts(late), contexts(cache))
+        assert same_bits(seen, due)
+        due = []
+        for layer in range(model.layers) if layout.config.becomes_mid(block) else ():
+            # The layers have been gone through; what they saw is still there, but for the exact reduced tokens.
+            passed = stream(block, layer, CLEAN)
+            cache.write_reduced(layer, passed.raw.reduced_keys, passed.raw.reduced_values)
+            due += [*cache.reduced_context(layer), cache.rotate_reduced_queries(passed.reduced_queries)]
+    assert len(cache.archive) == len(late.archive) + layout.config.becomes_mid(blocks - 1)
+
+
+@pytest.mark.parametrize("changes", [{"top_k": 0}, {"recent_frames": 0}], ids=str)
+def test_reduced_blocks_that_are_needed_at_once_cannot_be_late(changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="recent ones before them"):
+        LateCache(small_layout(**changes), TINY)
+
+
 @pytest.mark.parametrize("top_k", [0, 3])
 @pytest.mark.parametrize(("sink_frames", "recent_frames"), [(0, 0), (2, 4), (4, 2), (0, 6)])
 def test_every_attended_block_is_in_exactly_one_place(top_k: int, sink_frames: int, recent_frames: int) -> None:
@@ -433,10 +490,10 @@ def test_every_attended_block_is_in_exactly_one_place(top_k: int, sink_frames: i
 
 
 def storages(cache: Cache) -> list[int]:
-    """Addresses of the memory behind every tensor that the cache's contexts, reduced contexts and buffers show."""
+    """Addresses of the memory behind every tensor that the cache's contexts and buffers show."""
     shown = [*cache.keys, *cache.values]
     for layer in range(cache.model.layers):
-        shown += [*cache.context(layer), *cache.reduced_context(layer)[:2]]
+        shown += cache.context(layer)
     return [x.data_ptr() for x in shown]
 
 
@@ -446,7 +503,7 @@ def test_buffers_are_allocated_once() -> None:
     addresses = [x.data_ptr() for x in (*cache.keys, *cache.values)]
     pairs = list(zip(addresses[: TINY.layers], addresses[TINY.layers :], strict=True))
     for _ in run_blocks(cache, Stream(layout, TINY, dtype=torch.float32), 25):
-        shown = [address for pair in pairs for address in (*pair, *pair)]
+        shown = [address for pair in pairs for address in pair]
         assert storages(cache) == [*addresses, *shown]
 
 

@@ -233,8 +233,9 @@ def test_an_unknown_option_is_told_without_a_traceback():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("overlap", ["off", "on"])
 def test_out_of_memory_is_one_sentence_and_finished_blocks_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    overlap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, passes = CausalWan.denoise, []
 
@@ -246,7 +247,7 @@ def test_out_of_memory_is_one_sentence_and_finished_blocks_are_kept(
 
     monkeypatch.setattr(CausalWan, "denoise", fourth_fails)
     file = tmp_path / "out.mp4"
-    assert generate("--seconds", "5", "--output", str(file)) == 1
+    assert generate("--seconds", "5", "--overlap", overlap, "--output", str(file)) == 1
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert "error: The device ran out of memory (CUDA out of memory), and what was finished is kept: choose" in told
     assert len(read_video(file)[0]) == 9  # three blocks of one latent frame

@@ -156,11 +156,26 @@ def test_the_report_tells_moves_and_times():
     assert row(text, "decode").split()[-1] == "20%"
 
 
+def test_what_was_decoded_beside_other_work_does_not_count_twice():
+    record = make_record(30)
+    for block in record.blocks:
+        block.seconds["wait"] = 0.1
+    text = report(record)
+    rate, _ = row(text, "with all stages").split(maxsplit=1)
+    assert float(rate) == pytest.approx((30 * 16 - 3) / (30 * 0.9), abs=0.006)
+    assert "without decoding" not in text
+    assert "decoded beside the next one" in text
+    assert row(text, "wait").split() == ["0.100", "0.100", "0.100", "11%"]
+    assert size(text, "set aside") == record.blocks[-1].bytes["aside"]
+
+
 def test_a_stage_that_never_ran_is_absent():
     record = make_record(3)
     for block in record.blocks:
         del block.seconds["decode"]
+        block.bytes["aside"] = 0
     assert "decode  " not in report(record)
+    assert "set aside" not in report(record)
     for block in record.blocks:
         block.seconds = {}
     assert "not measured" in report(record)

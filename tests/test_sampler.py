@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice, pairwise
@@ -236,6 +237,111 @@ def test_a_block_is_handed_over_before_its_clean_pass_and_the_last_one_costs_non
     assert events[-3:] == [(2, 2), (3, 0), (3, 1)]
 
 
+# --- decoding beside the next block -------------------------------------------------------------------
+
+
+OVERLAPPED = [
+    {},
+    {"recent_frames": 4, "selection": "recency"},
+    {"recent_frames": 0},  # a reduced block is needed at once
+    {"sink_frames": 0, "archive_device": "host"},
+    {"position_range": 8},
+    {"rope_adjustment": False},
+    {"kv_dtype": "fp8_e4m3"},
+    {"top_k": 0},
+]
+
+
+@pytest.mark.parametrize("changes", OVERLAPPED, ids=str)
+def test_decoding_beside_the_next_block_changes_no_bit(make, changes):
+    config = replace(CONFIG, **changes)
+    apart, beside = make(config), make(config, overlap=True)
+    assert_same(list(beside.blocks(9)), list(apart.blocks(9)))
+    assert beside.record.rounding_error == apart.record.rounding_error
+    for a, b in zip(beside.record.blocks, apart.record.blocks, strict=True):
+        assert (a.selected, a.mid_slots_written, a.recent_rotated) == (
+            b.selected,
+            b.mid_slots_written,
+            b.recent_rotated,
+        )
+
+
+def test_decoding_beside_the_next_block_through_the_real_vae(make):
+    vae = init_vae(8).requires_grad_(False)
+    with torch.inference_mode():  # as ComfyUI runs its nodes
+        apart, beside = (list(make(vae=vae, overlap=overlap).blocks(6)) for overlap in (False, True))
+    assert_same(beside, apart)
+
+
+class Rendezvous(ToyVAE):
+    """Decodes a block only after the next one's denoising has begun."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = [threading.Event() for _ in range(7)]
+        self._next = iter(self.begun[1:])
+
+    def decode(self, raw: Tensor, history: dict[str, Tensor]) -> Tensor:
+        assert next(self._next).wait(timeout=60)
+        return super().decode(raw, history)
+
+
+def test_blocks_are_decoded_while_the_next_one_is_denoised(make, run):
+    vae = Rendezvous()
+    vae.begun[6].set()  # after the last one nothing comes
+    video = make(vae=vae, overlap=True, on_step=lambda block, step: step == 0 and vae.begun[block].set())
+    assert_same(list(video.blocks(6)), run.blocks[:6])
+    assert video.record.blocks[3].seconds["wait"] < video.record.blocks[3].seconds["decode"]
+
+
+def test_an_overlapped_block_comes_while_the_next_one_is_there_and_the_last_costs_no_clean_pass(make):
+    events: list[Any] = []
+    video = make(overlap=True, on_step=lambda block, step: events.append((block, step)))
+    for block in video.blocks(3):
+        events.append(f"yield {block.index}")
+        assert video.next_block == block.index + 1
+    assert events == [
+        (0, 0), (0, 1), (0, 2),
+        (1, 0), (1, 1), "yield 0", (1, 2),
+        (2, 0), (2, 1), "yield 1", "yield 2",
+    ]  # fmt: skip
+
+
+def test_an_overlapped_decoder_that_fails_ends_the_run_and_says_so_again(make, run):
+    class Failing(ToyVAE):
+        def decode(self, raw: Tensor, history: dict[str, Tensor]) -> Tensor:
+            if self.blocks == 4:
+                raise torch.OutOfMemoryError("no room")
+            self.blocks += 1
+            return super().decode(raw, history)
+
+        blocks = 0
+
+    video = make(vae=Failing(), overlap=True)
+    found: list[Block] = []
+    with pytest.raises(torch.OutOfMemoryError):
+        collect(found, video.blocks(9))
+    assert_same(found, run.blocks[:4])
+    with pytest.raises(torch.OutOfMemoryError):
+        collect(found, video.blocks(1))
+    assert len(found) == 4
+
+
+def test_the_record_of_an_overlapped_run(make):
+    video = make(overlap=True)
+    list(video.blocks(9))
+    stages = [set(entry.seconds) for entry in video.record.blocks]
+    assert stages[0] == {"denoise", "decode", "wait", "commit"}
+    assert stages[1:7] == [{"denoise", "decode", "wait", "compress", "commit"}] * 6
+    assert stages[7] == {"denoise", "decode", "wait", "commit"}, "its reduced form comes with the next clean pass"
+    assert stages[8] == {"denoise", "decode", "wait"}
+    held = video.record.blocks[7].bytes
+    assert held["aside"] == held["recent"] + held["mid"]
+    token = SHAPE.layers * 2 * DIM * 4
+    assert held["archive_device"] == 6 * FRAMES * 2 * token, "blocks 1 to 6"
+    assert make(overlap=True).cache.allocated_bytes - make().cache.allocated_bytes == held["aside"]
+
+
 # --- noise --------------------------------------------------------------------------------------------
 
 
@@ -287,9 +393,10 @@ def test_a_longer_run_begins_with_the_shorter_one(make, run, count):
     assert_same(list(make().blocks(count)), run.blocks[:count])
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("parts", [(1, 8), (4, 5), (0, 3, 3, 3)], ids=str)
-def test_blocks_in_parts_are_blocks_at_once(make, run, parts):
-    video = make()
+def test_blocks_in_parts_are_blocks_at_once(make, run, parts, overlap):
+    video = make(overlap=overlap)
     assert_same([block for part in parts for block in video.blocks(part)], run.blocks)
     assert [entry.selected for entry in video.record.blocks] == [entry.selected for entry in run.record.blocks]
 
@@ -306,13 +413,14 @@ def test_a_longer_run_begins_with_the_shorter_one_through_the_real_vae(make):
     assert_same(shorter, longer[:5])
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("selection", ["affinity", "recency"])
 @pytest.mark.parametrize("count", [1, 4, 6, 8])
-def test_a_replayed_run_goes_on_as_if_it_had_never_stopped(make, selection, count):
+def test_a_replayed_run_goes_on_as_if_it_had_never_stopped(make, selection, count, overlap):
     """With more mid blocks than are attended, the replay must choose what the run had chosen."""
     config = replace(CONFIG, selection=selection)
     whole = list(make(config).blocks(9))
-    video = make(config)
+    video = make(config, overlap=overlap)
     replayed = list(video.replay(latents_of(whole[:count])))
     assert_same(replayed + list(video.blocks(9 - count)), whole)
 
@@ -457,9 +565,12 @@ def collect(found: list[Block], blocks: Iterator[Block]) -> None:
         found.append(block)
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize(("block", "step", "made"), [(0, 0, 0), (6, 0, 6), (6, 1, 6), (6, 2, 7)])
-def test_an_exception_from_the_caller_ends_the_run_and_costs_nothing_that_was_made(make, run, block, step, made):
-    video = make(on_step=stop_at(block, step))
+def test_an_exception_from_the_caller_ends_the_run_and_costs_nothing_that_was_made(
+    make, run, block, step, made, overlap
+):
+    video = make(on_step=stop_at(block, step), overlap=overlap)
     found: list[Block] = []
     with pytest.raises(StopHere):
         collect(found, video.blocks(9))
@@ -467,8 +578,9 @@ def test_an_exception_from_the_caller_ends_the_run_and_costs_nothing_that_was_ma
     assert [entry.block for entry in video.record.blocks] == list(range(made))
 
 
-def test_a_run_stopped_before_a_clean_pass_still_does_it_when_it_goes_on(make, run):
-    video = make(on_step=stop_at(6, 2))
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_run_stopped_before_a_clean_pass_still_does_it_when_it_goes_on(make, run, overlap):
+    video = make(on_step=stop_at(6, 2), overlap=overlap)
     found: list[Block] = []
     with pytest.raises(StopHere):
         collect(found, video.blocks(9))
@@ -476,8 +588,13 @@ def test_a_run_stopped_before_a_clean_pass_still_does_it_when_it_goes_on(make, r
     assert_same(found + list(video.blocks(2)), run.blocks)
 
 
-def test_a_caller_that_stops_early_has_lost_nothing(make, run):
-    assert_same(list(islice(make().blocks(9), 4)), run.blocks[:4])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_caller_that_stops_early_has_lost_nothing(make, run, overlap):
+    video = make(overlap=overlap)
+    found = list(islice(video.blocks(9), 4))
+    assert_same(found, run.blocks[:4])
+    assert video.next_block == 4
+    assert_same(found + list(video.blocks(5)), run.blocks)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -133,9 +133,9 @@ def test_layers_are_called_and_their_weights_never_read(model, text):
 def test_attention_is_a_function_passed_in(model, text):
     seen = []
 
-    def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         seen.append((q.shape[1], k.shape[1]))
-        return sdpa(q, k, v, mask)
+        return sdpa(q, k, v)
 
     first_block(CausalWan(model, attention), seeded(2, 16, 2, 8, 8), 1.0, text)
     assert seen == SIZES.layers * [(32, 32), (32, TEXT_LENGTH)]

@@ -62,21 +62,12 @@ class ConcatenatingCache(Cache):
         self._fresh[layer] = rotate(keys, self._current_rotation), values
 
     def context(self, layer: int) -> tuple[Tensor, Tensor]:
-        return self._joined(layer, self._fresh[layer])
-
-    def reduced_context(self, layer: int) -> tuple[Tensor, Tensor, None]:
-        room = slice(self._valid, self._valid + self.layout.compressed_tokens_per_block)
-        keys, values = self._joined(layer, (self.keys[layer][:, room], self.values[layer][:, room]))
-        return keys, values, None
-
-    def _joined(self, layer: int, last: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Keys and values of sink, mid and recent blocks, then `last`."""
         history = [self._slot_tokens(block) for block in self.partition.sink]
         history.append(slice(self._mid_start, self._mid_start + self._mid_tokens))
         history += [self._slot_tokens(block) for block in self.partition.recent]
         keys, values = (
             torch.cat([*(buffer[:, tokens] for tokens in history), end], dim=1)
-            for buffer, end in zip((self.keys[layer], self.values[layer]), last, strict=True)
+            for buffer, end in zip((self.keys[layer], self.values[layer]), self._fresh[layer], strict=True)
         )
         return keys, values
 

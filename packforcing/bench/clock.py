@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+
+from ..stopwatch import Stopwatch
 
 R = TypeVar("R")
 
@@ -28,29 +30,15 @@ def synchronise(device: torch.device) -> None:
 
 
 class Clock:
-    """Milliseconds spent in named parts of the work, summed until `take`.
-
-    On CUDA a part is bounded by two events in the stream, so that timing it makes nobody wait; gaps in which the device
-    waits for the host inside the part count as its time.
-    """
+    """Milliseconds spent in named parts of the work, summed until `take`."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._sums: dict[str, float] = defaultdict(float)
-        self._events: list[tuple[str, Any, Any]] = []
+        self._stopwatch = Stopwatch(device)
+        self._seconds: dict[str, float] = defaultdict(float)
 
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        if self._device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            yield
-            end.record()
-            self._events.append((name, start, end))
-        else:
-            before = time.perf_counter()
-            yield
-            self._sums[name] += 1000 * (time.perf_counter() - before)
+    def part(self, name: str) -> AbstractContextManager[None]:
+        return self._stopwatch.stretch(self._seconds, name)
 
     def timed(self, name: str, call: Callable[..., R]) -> Callable[..., R]:
         """`call`, whose time counts as the part `name`."""
@@ -65,9 +53,9 @@ class Clock:
     def take(self) -> dict[str, float]:
         """Milliseconds of each part since the last `take`; 0 for a part that did not run. Waits for the device."""
         synchronise(self._device)
-        for name, start, end in self._events:
-            self._sums[name] += start.elapsed_time(end)
-        taken, self._sums, self._events = self._sums, defaultdict(float), []
+        self._stopwatch.settle()
+        taken = defaultdict(float, {name: 1000 * seconds for name, seconds in self._seconds.items()})
+        self._seconds.clear()
         return taken
 
 

@@ -83,12 +83,12 @@ def denoise_work(sizes: WanSizes, tokens: int, context: int, text: int, itemsize
 
 
 def clean_work(sizes: WanSizes, tokens: int, reduced: int, context: int, text: int, itemsize: int) -> PassWork:
-    """The clean pass: `reduced` more tokens, whose attention is their own; the last layer only makes keys and values
-    (and queries, by which it would select)."""
+    """The clean pass: `reduced` more tokens, which attend to each other in place of the block; the last layer only
+    makes keys and values (and queries, by which it would select)."""
     dim, rows, whole = sizes.dim, tokens + reduced, sizes.layers - 1
     attention = _attend(tokens, context, dim, itemsize)
     if reduced:
-        attention += _attend(reduced, context + reduced, dim, itemsize)
+        attention += _attend(reduced, context - tokens + reduced, dim, itemsize)
     return PassWork(
         _layer_linear(sizes, rows, itemsize) * whole
         + _matmul(rows, dim, dim, itemsize) * 3

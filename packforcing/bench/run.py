@@ -32,7 +32,7 @@ from ..config import (
     default_temporal_stride,
 )
 from ..errors import PackForcingError
-from ..fit import Decoding, Demand, decoding_frames
+from ..fit import Decoding, Demand, decode_plan
 from ..loading import check_speed, memory_of
 from ..sampler import LongVideo, Sampling
 from ..training import plots
@@ -50,6 +50,7 @@ from .models import (
     random_wan,
     weight_bytes,
 )
+from .overlap import blocks_to_make, overlap_report, run_overlapped
 from .stages import (
     PASSES,
     MeasuredBlock,
@@ -103,6 +104,7 @@ class Settings:
     vae: bool
     linear_dtype: str
     compiled: bool
+    overlap: bool
     baseline_blocks: tuple[int, ...]
 
     @property
@@ -135,6 +137,7 @@ def checked(options: argparse.Namespace, config: CacheConfig, device: torch.devi
         vae=not options.no_vae,
         linear_dtype=options.linear_dtype,
         compiled=options.compile,
+        overlap=options.overlap != "off" and not options.no_vae,
         baseline_blocks=() if options.no_baselines else parsed_blocks(options.baseline_blocks),
     )
 
@@ -183,7 +186,7 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
     demand = demanded(settings)
     available = memory_of(device)
     room = available and max(0, available - weight_bytes(settings.model, dtype))
-    decode_frames = decoding_frames(demand, room, str(device))
+    decoding = decode_plan(demand, room, str(device), overlap=settings.overlap)
 
     say("measuring this machine's rates")
     vae_dtype = VAE_DTYPE if settings.vae else None
@@ -212,7 +215,8 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
     else:
         vae, compressor = NoVAE(device), PooledLatents(layout.temporal_stride)
         notes.append("--no-vae: nothing is decoded or written, and compression is a stand-in that pools latents")
-    video = LongVideo(
+    new_video = partial(
+        LongVideo,
         wan,
         text,
         layout,
@@ -221,8 +225,9 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
         vae,
         decode=settings.vae,
         fps=FPS,
-        decode_frames=decode_frames,
+        decode_frames=decoding.frames,
     )
+    video = new_video()
     with frame_writer(settings, notes) as write:
         run = run_video(video, settings.blocks, write, show_progress)
     blocks = steady(run.blocks, config)
@@ -246,18 +251,23 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
             "full_cache": blocks[0].index >= first_full(config),
         },
         "cache_bytes": memory["kv_buffers"],
-        "decode_frames": decode_frames if settings.vae else None,
-        "demanded_bytes": demand.bytes(decode_frames),
+        "decode_frames": decoding.frames if settings.vae else None,
+        "demanded_bytes": demand.bytes(decoding.frames),
         **speed(stages, blocks, settings.frames_per_block),
         "peak_memory_bytes": run.peak_bytes,
         "memory": memory,
         **growths(run.blocks, config),
         "stages": {name: asdict(stage) for name, stage in stages.items()},
         "floor": floor_report(rates, floors, stages),
+        "overlap": None,
         "baselines": [],
         "blocks": listed(run.blocks),
     }
-    del video  # its cache makes room for the contestants
+    del video  # its cache makes room for the others
+    if decoding.overlap:
+        result["overlap"] = overlapped(new_video(overlap=True), settings, run, notes)
+    elif settings.overlap:
+        notes.append("decoding beside the denoising was not measured: it would not fit into memory")
     if settings.baseline_blocks:
         compression = stages["compression"].median_ms if settings.vae and "compression" in stages else 0.0
         contests = {
@@ -271,6 +281,14 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
                 "with room for the complete cache (kv_bytes)"
             )
     return result, run
+
+
+def overlapped(video: LongVideo, settings: Settings, apart: Run, notes: list[str]) -> dict[str, Any]:
+    """The part about decoding beside the denoising."""
+    say("the same with each block decoded beside the denoising of the next")
+    with frame_writer(settings, notes) as write:
+        blocks, peak = run_overlapped(video, blocks_to_make(video, settings.blocks), write, show_progress)
+    return overlap_report(video, blocks, peak, apart.blocks, settings.frames_per_block)
 
 
 def demanded(settings: Settings) -> Demand:
@@ -443,6 +461,7 @@ def text_report(result: dict[str, Any]) -> str:
         "",
         f"frames/s      {result['fps_denoise']:.2f} model passes, {result['fps_denoise_and_compression']:.2f} with "
         f"compression, {result['fps_end_to_end']:.2f} end to end",
+        *overlap_lines(result["overlap"]),
         f"growth        time x{_number(result['block_time_ratio']).strip()}, memory "
         f"x{_number(result['memory_ratio']).strip()} (last ten blocks over the first ten with a full cache)",
         f"peak memory   {_bytes(result['peak_memory_bytes'])}: "
@@ -459,6 +478,16 @@ def text_report(result: dict[str, Any]) -> str:
             )
     lines += [f"note          {note}" for note in result["notes"]]
     return "\n".join(lines)
+
+
+def overlap_lines(overlap: dict[str, Any] | None) -> list[str]:
+    if overlap is None:
+        return []
+    return [
+        f"overlap       {overlap['fps_end_to_end']:.2f} frames/s end to end with each block decoded beside the next: "
+        f"{overlap['block_ms']:,.1f} ms a block, without {overlap['apart_ms']:,.1f}: x{overlap['speedup']:.2f}; peak "
+        f"{_bytes(overlap['peak_memory_bytes'])}"
+    ]
 
 
 def _ms(value: float | None) -> str:

@@ -132,6 +132,12 @@ def frames_made(record: CacheRecord, blocks: list[BlockRecord]) -> int:
     return sum(video_frames((block.block + 1) * size) - video_frames(block.block * size) for block in blocks)
 
 
+def loop_seconds(block: BlockRecord) -> float:
+    """What a block's stages took one after the other; decoding not, where it ran beside others."""
+    beside = block.seconds.get("decode", 0.0) if "wait" in block.seconds else 0.0
+    return sum(block.seconds.values()) - beside
+
+
 def seconds_per_block(record: CacheRecord) -> float:
     return frames_made(record, [BlockRecord(1, [])]) / record.fps
 

@@ -13,6 +13,7 @@ from .facts import (
     counted,
     frames_made,
     layout_of,
+    loop_seconds,
     model_bytes_per_value,
     seconds_per_block,
     selection_facts,
@@ -89,6 +90,8 @@ def _memory(record: CacheRecord) -> str:
     for name in ("sink", "mid", "recent", "current"):
         line(names.get(name, name), tokens[name], last.bytes.get(name, 0))
     line("context", context, sum(last.bytes.get(n, 0) for n in ("sink", "mid", "recent", "current")), _constant(record))
+    if last.bytes.get("aside"):
+        line("set aside", None, last.bytes["aside"], "for the block that was being decoded")
     full = model.kv_bytes(tokens["full"], model_bytes_per_value(record))
     line("full cache would be", tokens["full"], full, f"{tokens['full'] / context:.1f} times the context")
     for name in ("archive_device", "archive_host"):
@@ -156,7 +159,7 @@ def _times(record: CacheRecord) -> str:
     timed = [block for block in record.blocks if block.seconds]
     if not timed:
         return _rows("Time", [("", "not measured")])
-    whole = sum(sum(block.seconds.values()) for block in timed) or 1.0
+    whole = sum(map(loop_seconds, timed)) or 1.0
     lines = ["Seconds a block", f"  {'':<18}{'mean':>10}{'median':>10}{'slowest':>10}{'share':>8}"]
     extra = sorted({stage for block in timed for stage in block.seconds} - set(STAGES))
     for stage in (*STAGES, *extra):
@@ -167,7 +170,10 @@ def _times(record: CacheRecord) -> str:
         lines.append(f"  {stage:<18}{numbers}{seconds.sum() / whole:>8.0%}")
     frames = frames_made(record, timed)
     without = sum(seconds for block in timed for stage, seconds in block.seconds.items() if stage != "decode")
-    for name, seconds in (("without decoding", without), ("with all stages", whole)):
+    overlapped = any("wait" in block.seconds for block in timed)
+    if overlapped:
+        lines.append("  Blocks were decoded beside the next one; the loop only waited for what was not done by then.")
+    for name, seconds in (("without decoding", 0 if overlapped else without), ("with all stages", whole)):
         if seconds > 0:
             lines.append(f"  {name:<18}{frames / seconds:,.2f} frames a second")
     return "\n".join(lines)

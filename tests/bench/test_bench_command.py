@@ -27,7 +27,7 @@ CHEAP = shlex.split(
 KEYS = set(
     shlex.split(
         "device versions date model size dtype context_tokens cache_bytes fps_denoise fps_end_to_end peak_memory_bytes "
-        "block_time_ratio memory_ratio stages floor baselines blocks repeats notes memory"
+        "block_time_ratio memory_ratio stages floor baselines blocks repeats notes memory overlap"
     )
 )
 CONFIG = CacheConfig(block_frames=1, sink_frames=1, recent_frames=1, top_k=2)
@@ -74,6 +74,13 @@ def test_the_whole_benchmark_reports_time_memory_floors_and_baselines(capsys: py
     assert memory["kv_buffers"] == found["cache_bytes"]
     assert sum(memory.values()) == found["peak_memory_bytes"]
 
+    overlap = found["overlap"]
+    assert overlap["blocks_compared"] == 6
+    assert overlap["speedup"] == pytest.approx(overlap["apart_ms"] / overlap["block_ms"])
+    assert overlap["fps_end_to_end"] == pytest.approx(4000 / overlap["block_ms"])
+    assert overlap["apart_ms"] == pytest.approx(found["block_ms"])
+    assert 0 <= overlap["wait_ms"] < overlap["block_ms"]
+
     assert [entry["name"] for entry in found["baselines"]] == ["unbounded-full-cache", "concatenating-three-partition"]
     for entry in found["baselines"]:
         assert [at["block"] for at in entry["blocks"]] == [6, 8]
@@ -85,6 +92,7 @@ def test_without_a_vae_only_the_transformer_is_measured(capsys: pytest.CaptureFi
     found = result(capsys, "--seconds", "2", "--no-vae", "--no-baselines")
     assert set(found["stages"]) == {"denoise", "selection", "compression", "clean_pass"}
     assert found["memory"]["vae"] == 0
+    assert found["overlap"] is None
     assert found["baselines"] == []
     assert any("stand-in" in note for note in found["notes"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from packforcing import stopwatch
 from packforcing.bench import clock
 from packforcing.bench.clock import Clock, best_ms, held_bytes, peak_bytes, reset_peak
 
@@ -12,7 +13,7 @@ CPU = torch.device("cpu")
 
 def test_a_clock_sums_its_parts_and_starts_anew(monkeypatch):
     seconds = iter([0.0, 1.0, 5.0, 7.0, 10.0, 10.5])
-    monkeypatch.setattr(clock.time, "perf_counter", lambda: next(seconds))
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: next(seconds))
     watch = Clock(CPU)
     with watch.part("a"):
         pass

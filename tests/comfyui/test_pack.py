@@ -251,6 +251,10 @@ def test_the_same_prompt_gives_the_same_bits(server: Server, client: Client, tin
     assert torch.equal(tiny_latents(server, client), tiny)
 
 
+def test_decoding_beside_the_next_block_gives_the_same_bits(server: Server, client: Client, tiny: Tensor):
+    assert torch.equal(tiny_latents(server, client, overlap="on"), tiny)
+
+
 def test_another_seed_or_prompt_gives_another_video(server: Server, client: Client, bare: Tensor):
     assert not torch.equal(bare_latents(server, client, seed=2), bare)
     prompt = Prompt()
@@ -284,10 +288,11 @@ def test_a_video_goes_on_from_its_saved_latent(server: Server, client: Client, t
 # --- Cancel ----------------------------------------------------------------------------------------------------------
 
 
-def test_interrupt_stops_within_a_step_and_keeps_what_is_finished(server: Server, client: Client):
+@pytest.mark.parametrize("overlap", ["off", "on"])
+def test_interrupt_stops_within_a_step_and_keeps_what_is_finished(server: Server, client: Client, overlap: str):
     # Blocks and steps large enough that a step takes longer than a request.
     cache = {"block_frames": 4, "sink_frames": 4, "recent_frames": 4, "top_k": 0}
-    settings = {"width": 128, "height": 128, "steps": 12}
+    settings = {"width": 128, "height": 128, "steps": 12, "overlap": overlap}
     rescued = server.base_dir / "output" / "packforcing_interrupted"
     before = set(rescued.glob("*"))
     asked: list[int] = []  # the progress at which the user pressed Cancel

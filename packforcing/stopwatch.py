@@ -1,0 +1,46 @@
+"""How long stretches of work take on the device, measured so that nobody waits for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Stopwatch:
+    """Adds the seconds of stretches of work to dictionaries, under names.
+
+    On CUDA a stretch is bounded by two events in the current stream: gaps in which the device waits for the host inside
+    the stretch count, and its time is known only when the device has come that far.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._running: list[tuple[dict[str, float], str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def stretch(self, seconds: dict[str, float], name: str) -> Iterator[None]:
+        """Times what happens inside; nothing is added when that raises."""
+        if not self._cuda:
+            before = time.perf_counter()
+            yield
+            _add(seconds, name, time.perf_counter() - before)
+            return
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        yield
+        end.record()
+        self._running.append((seconds, name, start, end))
+
+    def settle(self) -> None:
+        """Waits until all stretches are over on the device, and adds them."""
+        for seconds, name, start, end in self._running:
+            end.synchronize()
+            _add(seconds, name, start.elapsed_time(end) / 1000)
+        self._running.clear()
+
+
+def _add(seconds: dict[str, float], name: str, elapsed: float) -> None:
+    seconds[name] = seconds.get(name, 0.0) + elapsed
