@@ -18,7 +18,9 @@ from .config import Layout, ModelShape
 from .fp8 import FP8, saturated
 from .positions import Anchors, anchors, mid_anchors
 from .rope import (
+    EAGER,
     Rotation,
+    Turns,
     block_positions,
     centres,
     grid_positions,
@@ -44,7 +46,7 @@ class Cache:
     `context`; in the clean pass also `write_reduced` and `reduced_context`; then `end`. While `begin`..`end` runs, the
     history is what the configuration's partition says for block i.
 
-    Tensors of queries, keys and values are [B, L, H, D].
+    Tensors of queries, keys and values are [B, L, H, D]; `turns` rotates those of the block that is being made.
 
     In training, keys and values that carry a gradient are written like others (without it), and also kept as they are;
     `context` then concatenates them with the rest of the buffer, which would otherwise lose their graph. They carry
@@ -58,6 +60,7 @@ class Cache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         batch: int = 1,
+        turns: Turns = EAGER,
     ) -> None:
         self.layout = layout
         self.config = layout.config
@@ -66,6 +69,7 @@ class Cache:
         self.dtype = dtype
         self.kept_dtype = FP8 if self.config.kv_dtype == "fp8_e4m3" else dtype
         self.batch = batch
+        self._turns = turns
         self.archive = Archive(self.config, self.device)
         self.heads = scored_heads(model.heads, self.config.head_fraction)
         # Angles keep the precision of the cache, so that a float64 cache is exact to float64.
@@ -175,7 +179,8 @@ class Cache:
             tokens = self._slot_tokens(block)
             by = self._temporal_rotation(torch.full((1,), offset))
             for layer, keys in enumerate(self.keys):
-                keys[:, tokens] = self._kept(rotate(keys[:, tokens].to(self.dtype), by))
+                temporal = keys[:, tokens, :, : 2 * by.cos.shape[-1]]  # the other channels stay as they are
+                temporal.copy_(self._kept(rotate(temporal.to(self.dtype), by)))
                 if tokens.start in self._live[layer]:
                     live_keys, live_values = self._live[layer][tokens.start]
                     self._live[layer][tokens.start] = rotate(live_keys, by), live_values
@@ -269,23 +274,29 @@ class Cache:
         return slots * self.layout.tokens_per_block + self._mid_tokens
 
     def rotate_queries(self, queries: Tensor) -> Tensor:
-        return rotate(queries, self._current_rotation)
+        return self._turns.rotate(queries, self._current_rotation)
 
     def rotate_reduced_queries(self, queries: Tensor) -> Tensor:
         return rotate(queries, self._reduced_rotation)
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Writes the current block's keys (rotated here) and values [B, N, H, D] into its slot."""
-        self._put(layer, self._slot_tokens(self.block), rotate(keys, self._current_rotation), values)
+        self._put(layer, self._slot_tokens(self.block), keys, self._current_rotation, values)
 
     def context(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values that the current block attends to, itself included: views of the buffers."""
         return self._prefix(layer, self._valid)
 
-    def _put(self, layer: int, tokens: slice, keys: Tensor, values: Tensor) -> None:
-        self.keys[layer][:, tokens] = self._kept(keys.detach())
-        self.values[layer][:, tokens] = self._kept(values.detach())
+    def _put(self, layer: int, tokens: slice, keys: Tensor, by: Rotation, values: Tensor) -> None:
+        """Writes keys, rotated, and values."""
+        slots = self.keys[layer][:, tokens], self.values[layer][:, tokens]
         self._live[layer].pop(tokens.start, None)
+        if self.kept_dtype == self.dtype and not (keys.requires_grad or values.requires_grad):
+            self._turns.place(*slots, keys, values, by)
+            return
+        keys = rotate(keys, by)
+        for slot, written in zip(slots, (keys, values), strict=True):
+            slot.copy_(self._kept(written.detach()))
         if self.kept_dtype != self.dtype:
             if layer != self._exact_layer:
                 self._exact_layer, self._exact = layer, {}
@@ -348,7 +359,7 @@ class Cache:
         """
         self._keep_reduced(layer, keys, values)
         room = slice(self._valid, self._valid + keys.shape[1])
-        self._put(layer, room, rotate(keys, self._reduced_rotation), values)
+        self._put(layer, room, keys, self._reduced_rotation, values)
 
     def _keep_reduced(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Keeps what the archive will take."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .cache import Cache
 from .config import CacheConfig, Layout, ModelShape
-from .rope import rotate
+from .rope import EAGER, Turns, rotate
 
 
 def can_be_late(config: CacheConfig) -> bool:
@@ -39,10 +39,11 @@ class LateCache(Cache):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         batch: int = 1,
+        turns: Turns = EAGER,
     ) -> None:
         if not can_be_late(layout.config):
             raise ValueError("reduced blocks come late only where there are mid blocks, and recent ones before them")
-        super().__init__(layout, model, device, dtype, batch)
+        super().__init__(layout, model, device, dtype, batch, turns)
         self._aside_keys = [self._empty(aside_tokens(layout)) for _ in range(model.layers)]
         self._aside_values = [self._empty(aside_tokens(layout)) for _ in range(model.layers)]
         self._aside_tokens = 0  # of them in use

@@ -7,7 +7,7 @@ fractional and no table limits the length of a video.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,18 +68,64 @@ def rotate(x: Tensor, by: Rotation) -> Tensor:
 
     Rotations compose: rotating by positions p and then by a temporal offset d equals rotating by p + (d, 0, 0).
     """
-    channels = 2 * by.cos.shape[-1]
-    pairs = rearrange(x[..., :channels], "b l h (pair two) -> b l h pair two", two=2)
+    return _with_the_rest(_turned(x, by).to(x.dtype), x)
+
+
+def place(keys_slot: Tensor, values_slot: Tensor, keys: Tensor, values: Tensor, by: Rotation) -> None:
+    """Writes keys, rotated, and values, all [B, L, H, D], into slots of a cache, which may be of another dtype."""
+    turned = _turned(keys, by)
+    keys_slot[..., : turned.shape[-1]] = turned
+    keys_slot[..., turned.shape[-1] :] = keys[..., turned.shape[-1] :]
+    values_slot.copy_(values)
+
+
+def rotate_in_reals(x: Tensor, by: Rotation) -> Tensor:
+    """`rotate`, for torch.compile: it makes one kernel of real operations, and leaves complex ones as they are."""
+    return _with_the_rest(_turned_in_reals(x, by).to(x.dtype), x)
+
+
+def place_in_reals(keys_slot: Tensor, values_slot: Tensor, keys: Tensor, values: Tensor, by: Rotation) -> None:
+    """`place`, for torch.compile."""
+    keys_slot.copy_(rotate_in_reals(keys, by))
+    values_slot.copy_(values)
+
+
+def _turned(x: Tensor, by: Rotation) -> Tensor:
+    """The channels of x that are rotated, [B, L, H, 2 P], in float32 at least."""
+    pairs = rearrange(x[..., : 2 * by.cos.shape[-1]], "b l h (pair two) -> b l h pair two", two=2)
     # As complex numbers: one multiplication that reads and writes everything once, where real ones take six.
     points = torch.view_as_complex(pairs.to(torch.promote_types(x.dtype, torch.float32)).contiguous())
-    turned = torch.view_as_real(points * torch.complex(by.cos, by.sin)[:, None]).flatten(-2).to(x.dtype)
+    return torch.view_as_real(points * torch.complex(by.cos, by.sin)[:, None]).flatten(-2)
+
+
+def _turned_in_reals(x: Tensor, by: Rotation) -> Tensor:
+    pairs = x[..., : 2 * by.cos.shape[-1]].unflatten(-1, (-1, 2))
+    first, second = pairs.to(torch.promote_types(x.dtype, torch.float32)).unbind(-1)
+    cos, sin = by.cos[:, None], by.sin[:, None]
+    return torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1).flatten(-2)
+
+
+def _with_the_rest(turned: Tensor, x: Tensor) -> Tensor:
+    """`turned`, and those channels of x that stay as they are."""
+    channels = turned.shape[-1]
     return turned if channels == x.shape[-1] else torch.cat((turned, x[..., channels:]), dim=-1)
 
 
-def rotate_(x: Tensor, by: Rotation) -> None:
-    """`rotate` in place, for keys that already stand in a buffer."""
-    channels = 2 * by.cos.shape[-1]
-    x[..., :channels] = rotate(x[..., :channels], by)
+@dataclass(frozen=True)
+class Turns:
+    """`rotate` and `place`, as they are or compiled."""
+
+    rotate: Callable[[Tensor, Rotation], Tensor] = rotate
+    place: Callable[[Tensor, Tensor, Tensor, Tensor, Rotation], None] = place
+
+
+EAGER = Turns()
+
+
+def compiled_turns() -> Turns:
+    """By torch.compile, once for each number of tokens."""
+    forms = rotate_in_reals, place_in_reals
+    return Turns(*(torch.compile(form, dynamic=False, fullgraph=True) for form in forms))
 
 
 def grid_positions(times: Tensor, heights: Tensor, widths: Tensor) -> Tensor:

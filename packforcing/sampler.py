@@ -161,7 +161,8 @@ class LongVideo:
         self.on_step = on_step
         self._side = SideStream(wan.device) if overlap and self.decoder is not None else None
         self._late = self._side is not None and can_be_late(config)
-        self.cache = (LateCache if self._late else Cache)(layout, wan.shape, wan.device, wan.dtype, batch)
+        kind = LateCache if self._late else Cache
+        self.cache = kind(layout, wan.shape, wan.device, wan.dtype, batch, wan.turns)
         self.record = CacheRecord(
             model=wan.shape,
             config=config,

@@ -20,6 +20,7 @@ from .attention import Attention, fast_attention
 from .cache import Cache
 from .config import PATCH, ModelShape
 from .errors import PackForcingError
+from .rope import EAGER, compiled_turns
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ class CausalWan:
         attention: the attention function.
         dtype: what the hidden states are computed in.
         device: where they are computed.
-        compiled: whether what a layer does between its attentions is compiled, which takes a minute at first.
+        compiled: whether what a layer does between its attentions, and the rotations of a cache that takes `turns`, are
+            compiled, which takes a minute at first.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class CausalWan:
         self.device = torch.device(device)
         self.heads = tree.blocks[0].self_attn.num_heads
         self._parts = LayerParts().compiled() if compiled else LayerParts()
+        self.turns = compiled_turns() if compiled else EAGER  # for its caches
         # In training: keep only the layers' inputs for the backward pass of `denoise`, and compute the rest again. The
         # cache must not have been written since.
         self.recompute = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,8 +14,10 @@ from packforcing.rope import (
     centres,
     grid_positions,
     joined,
+    place,
+    place_in_reals,
     rotate,
-    rotate_,
+    rotate_in_reals,
     rotation,
     temporal_rotation,
 )
@@ -172,18 +176,27 @@ def test_attention_sees_only_differences_of_positions() -> None:
     assert (other - scores(0.0)).abs().max() > 0.1  # a difference that changes is seen
 
 
+@pytest.mark.parametrize("form", [place, place_in_reals])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_in_place_rotation_equals_rotation(dtype: torch.dtype) -> None:
-    buffer = random_keys(2, 12, 3, 128, dtype=dtype)
-    before, window = buffer.clone(), slice(4, 9)
+def test_placing_is_rotating_and_writing(dtype: torch.dtype, form: Callable[..., None]) -> None:
+    slots = random_keys(2, 2, 12, 3, 128, dtype=dtype)
+    before, window = slots.clone(), slice(4, 9)
+    keys, values = random_keys(2, 2, 5, 3, 128, dtype=dtype)
     for turn in (rotation(random_positions(5), 128), temporal_rotation(torch.full((5,), -4.0), 128)):
-        expected = rotate(buffer[:, window], turn)
-        address = buffer.data_ptr()
-        rotate_(buffer[:, window], turn)
-        assert buffer.data_ptr() == address
-        assert torch.equal(buffer[:, window], expected)
+        form(*slots[:, :, window], keys, values, turn)
+        tolerance = 1e-6 if form is place_in_reals and dtype != torch.bfloat16 else 0
+        torch.testing.assert_close(slots[0, :, window], rotate(keys, turn), rtol=0, atol=tolerance)
+        assert torch.equal(slots[1, :, window], values)
     outside = [0, 1, 2, 3, 9, 10, 11]
-    assert torch.equal(buffer[:, outside], before[:, outside])
+    assert torch.equal(slots[:, :, outside], before[:, :, outside])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_real_operations_are_complex_ones(dtype: torch.dtype) -> None:
+    keys = random_keys(2, 5, 3, 128, dtype=dtype)
+    for turn in (rotation(random_positions(5), 128, torch.float64), temporal_rotation(torch.ones(1), 128)):
+        tolerance = {torch.bfloat16: 0.02, torch.float32: 1e-6, torch.float64: 1e-6}[dtype]
+        torch.testing.assert_close(rotate_in_reals(keys, turn), rotate(keys, turn), rtol=0, atol=tolerance)
 
 
 def test_a_rotation_of_some_tokens_is_the_rotation_at_their_positions() -> None:

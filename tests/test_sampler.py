@@ -29,6 +29,7 @@ from packforcing.cache import Cache
 from packforcing.compressor import Compressor, HRBranch
 from packforcing.config import CacheConfig, FrameSize, Layout, ModelShape
 from packforcing.errors import PackForcingError
+from packforcing.rope import EAGER
 from packforcing.sampler import Block, LongVideo, Sampling, noise_generator
 from packforcing.tree import WanSizes, WanTree, build_tree
 from packforcing.vae import init_vae
@@ -171,7 +172,7 @@ def test_the_loop_is_the_methods_by_the_letter(make, wan, update):
 class StubWan:
     """A transformer of known velocity, which notes what it is asked."""
 
-    device, dtype, shape = torch.device("cpu"), torch.float32, SHAPE
+    device, dtype, shape, turns = torch.device("cpu"), torch.float32, SHAPE, EAGER
 
     def __init__(self, velocity: Any) -> None:
         self.velocity = velocity

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..cache import Cache
 from ..config import LATENT_CHANNELS, Layout, ModelShape
-from ..rope import rotate
+from ..rope import EAGER, Turns
 from ..sampler import Sampling, noise_generator
 from ..schedule import few_step_update, predicted_x0, sigmas
 from ..wan import CausalWan, TextKV
@@ -37,14 +37,20 @@ class UnboundedCache(Cache):
     """
 
     def __init__(
-        self, layout: Layout, model: ModelShape, blocks: int, device: torch.device, dtype: torch.dtype
+        self,
+        layout: Layout,
+        model: ModelShape,
+        blocks: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        turns: Turns = EAGER,
     ) -> None:
         frames = layout.config.block_frames
         config = replace(layout.config, sink_frames=blocks * frames, recent_frames=0, top_k=0, position_range=0)
         layout = replace(layout, config=config)
         self.complete_bytes = model.kv_bytes(blocks * layout.tokens_per_block, dtype.itemsize)
         self.shared = 2 * self.complete_bytes > free_bytes(device)
-        super().__init__(layout, replace(model, layers=1) if self.shared else model, device, dtype)
+        super().__init__(layout, replace(model, layers=1) if self.shared else model, device, dtype, turns=turns)
         if self.shared:
             for one_per_layer in (self.keys, self.values, self._live, self._mid_content):
                 one_per_layer *= model.layers
@@ -54,12 +60,14 @@ class UnboundedCache(Cache):
 class ConcatenatingCache(Cache):
     """The same three partitions kept as separate tensors, joined by `torch.cat` in every layer of every step."""
 
-    def __init__(self, layout: Layout, model: ModelShape, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(layout, model, device, dtype)
+    def __init__(
+        self, layout: Layout, model: ModelShape, device: torch.device, dtype: torch.dtype, turns: Turns = EAGER
+    ) -> None:
+        super().__init__(layout, model, device, dtype, turns=turns)
         self._fresh: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * model.layers
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        self._fresh[layer] = rotate(keys, self._current_rotation), values
+        self._fresh[layer] = self._turns.rotate(keys, self._current_rotation), values
 
     def context(self, layer: int) -> tuple[Tensor, Tensor]:
         history = [self._slot_tokens(block) for block in self.partition.sink]
@@ -73,7 +81,8 @@ class ConcatenatingCache(Cache):
 
     def end(self) -> None:
         for layer, (keys, values) in enumerate(self._fresh):
-            self._put(layer, self._slot_tokens(self.block), keys, values)
+            tokens = self._slot_tokens(self.block)
+            self.keys[layer][:, tokens], self.values[layer][:, tokens] = self._kept(keys), self._kept(values)
         super().end()
 
 
@@ -175,11 +184,11 @@ def contest(
         compression_ms: added to the caches that need the compressor's tokens.
     """
     shape, device, dtype = wan.shape, wan.device, wan.dtype
-    unbounded = UnboundedCache(layout, shape, index + repeats, device, dtype)
+    unbounded = UnboundedCache(layout, shape, index + repeats, device, dtype, wan.turns)
     caches: dict[str, Cache] = {
-        OURS: Cache(layout, shape, device, dtype),
+        OURS: Cache(layout, shape, device, dtype, turns=wan.turns),
         UNBOUNDED: unbounded,
-        CONCATENATING: ConcatenatingCache(layout, shape, device, dtype),
+        CONCATENATING: ConcatenatingCache(layout, shape, device, dtype, wan.turns),
     }
     with torch.no_grad():
         for cache in caches.values():
