@@ -26,6 +26,7 @@ from ..packforcing.fit import Decoding, Demand, decode_plan
 from ..packforcing.sampler import LongVideo, Sampling
 from ..packforcing.schedule import UPDATES
 from ..packforcing.side_stream import CHOICES, wanted
+from ..packforcing.tuning import tune_layout
 from ..packforcing.units import readable_bytes
 from ..packforcing.video import VideoWriter
 from . import adapter, types
@@ -162,6 +163,8 @@ class LongVideoSamplerNode(io.ComfyNode):
         needed = demand.bytes(decoding.frames, decoding.overlap)
         try:
             adapter.load_models(patchers, needed)
+            if streaming_vae is not None:
+                tune_layout(streaming_vae, size)
             video = LongVideo(
                 wan,
                 wan.embed_text(context),

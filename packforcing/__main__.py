@@ -34,6 +34,7 @@ from .training import compressor as train_compressor
 from .training import forcing as train_forcing
 from .training import vae as train_vae
 from .tree import SIZES, build_tree
+from .tuning import tune_layout, tuned_attention
 from .vae import WanVAE, load_vae
 from .wan import CausalWan
 
@@ -240,6 +241,8 @@ def run_generate(options: argparse.Namespace) -> None:
         compressor = choice.build(config.block_frames, wan.shape.dim, options.device)
         demand = Demand(wan.shape, dtype.itemsize, layout, length.blocks, Decoding(vae.dim, vae.dtype.itemsize))
         decoding = decode_plan(demand, memory_of(device), str(device), overlap=wanted(options.overlap, device))
+        wan.attention = tuned_attention(wan.shape, layout, device, dtype)
+        tune_layout(vae, size)
         video = LongVideo(
             wan,
             wan.embed_text(context),

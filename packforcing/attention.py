@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # (queries [B, Lq, H, D], keys [B, Lk, H, D], values [B, Lk, H, D]) -> [B, Lq, H, D]
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -18,6 +19,23 @@ def sdpa(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Scaled dot product attention in PyTorch's own kernels."""
     q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+# PyTorch's kernels for large shapes, by the names of its SDPBackend; older versions lack some.
+BACKENDS = ("cudnn_attention", "flash_attention", "efficient_attention")
+
+
+def sdpa_by(backend: str) -> Attention:
+    """`sdpa` by one of BACKENDS; the function raises RuntimeError where that has no kernel for what it is given."""
+
+    def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        kernel = getattr(SDPBackend, backend.upper(), None)
+        if kernel is None:
+            raise RuntimeError(f"this PyTorch has no {backend}")
+        with sdpa_kernel(kernel):
+            return sdpa(queries, keys, values)
+
+    return attention
 
 
 def matmul_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

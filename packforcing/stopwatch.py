@@ -12,26 +12,26 @@ import torch
 class Stopwatch:
     """Adds the seconds of stretches of work to dictionaries, under names.
 
-    On CUDA a stretch is bounded by two events in the current stream: gaps in which the device waits for the host inside
-    the stretch count, and its time is known only when the device has come that far.
+    On CUDA a stretch is bounded by two events in the device's current stream: gaps in which the device waits for the
+    host count, and its time is known only when the device has come that far.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._device = device
         self._running: list[tuple[dict[str, float], str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def stretch(self, seconds: dict[str, float], name: str) -> Iterator[None]:
         """Times what happens inside; nothing is added when that raises."""
-        if not self._cuda:
+        if self._device.type != "cuda":
             before = time.perf_counter()
             yield
             _add(seconds, name, time.perf_counter() - before)
             return
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+        start.record(torch.cuda.current_stream(self._device))
         yield
-        end.record()
+        end.record(torch.cuda.current_stream(self._device))
         self._running.append((seconds, name, start, end))
 
     def settle(self) -> None:

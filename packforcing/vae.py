@@ -363,6 +363,15 @@ class WanVAE(nn.Module):
             if isinstance(layer, RMSNorm):
                 layer.function = compiled[layer.function]
 
+    def to_layout(self, channels_last: bool) -> WanVAE:
+        """Brings the convolutions' weights into a memory format, which activations then follow."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv3d):
+                layer.to(memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format)
+            elif isinstance(layer, nn.Conv2d):
+                layer.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        return self
+
     @property
     def dtype(self) -> torch.dtype:
         return self.conv2.weight.dtype

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..attention import fast_attention
+from ..attention import Attention, fast_attention
 from ..compressor import lr_latents
 from ..config import LATENT_CHANNELS, PATCH, VAE_TIME_STRIDE, Layout
 from ..fp8 import product, rounded
@@ -182,10 +182,12 @@ def measure_rates(
     vae_dtype: torch.dtype | None,
     repeats: int,
     fp8: bool = False,
+    attend: Attention = fast_attention,
 ) -> Rates:
     """Measures this machine; takes seconds, and on a CPU uses only as many rows as show the rate.
 
-    With `fp8`, `gemm` is the rate of fp8 products, without the rounding of what is multiplied.
+    With `fp8`, `gemm` is the rate of fp8 products, without the rounding of what is multiplied. `attend` is the model's
+    attention function.
     """
     tokens, context = layout.tokens_per_block, layout.context_tokens
 
@@ -222,7 +224,7 @@ def measure_rates(
             torch.randn(1, length, sizes.heads, sizes.dim // sizes.heads, device=device, dtype=dtype)
             for length in (count, keys, keys)
         )
-        ms = best_ms(lambda: fast_attention(q, k, v), device, repeats)
+        ms = best_ms(lambda: attend(q, k, v), device, repeats)
         return 1000 * _attend(count, keys, sizes.dim, dtype.itemsize).flop / ms
 
     source = torch.ones(COPIED_BYTES[device.type], dtype=torch.uint8, device=device)

@@ -37,6 +37,7 @@ from ..loading import check_speed, memory_of
 from ..sampler import LongVideo, Sampling
 from ..training import plots
 from ..tree import SIZES
+from ..tuning import tune_layout, tuned_attention
 from ..units import readable_bytes
 from .baselines import comparison, contest
 from .floors import Rates, best_of, measure_rates, stage_floors
@@ -189,6 +190,7 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
     decoding = decode_plan(demand, room, str(device), overlap=settings.overlap)
 
     say("measuring this machine's rates")
+    attention = tuned_attention(model_shape(settings), layout, device, dtype)
     vae_dtype = VAE_DTYPE if settings.vae else None
     rates_now = partial(
         measure_rates,
@@ -200,6 +202,7 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
         vae_dtype,
         settings.repeats,
         fp8=settings.linear_dtype != "model",
+        attend=attention,
     )
     rates = rates_now()
     vae_dim = VAE_DIMS[settings.model] if settings.vae else None
@@ -209,9 +212,12 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
 
     say("making random weights")
     wan = random_wan(settings.model, device, dtype, settings.linear_dtype, settings.compiled)
+    wan.attention = attention
     text = random_text(wan)
+    channels_last = None
     if settings.vae:
         vae, compressor = random_vae(settings.model, device, settings.compiled), Compressor(layout.temporal_stride)
+        channels_last = tune_layout(vae, layout.size)
     else:
         vae, compressor = NoVAE(device), PooledLatents(layout.temporal_stride)
         notes.append("--no-vae: nothing is decoded or written, and compression is a stand-in that pools latents")
@@ -251,6 +257,8 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
             "full_cache": blocks[0].index >= first_full(config),
         },
         "cache_bytes": memory["kv_buffers"],
+        "attention": getattr(attention, "backend", "default"),
+        "vae_channels_last": channels_last,
         "decode_frames": decoding.frames if settings.vae else None,
         "demanded_bytes": demand.bytes(decoding.frames),
         **speed(stages, blocks, settings.frames_per_block),
@@ -291,12 +299,15 @@ def overlapped(video: LongVideo, settings: Settings, apart: Run, notes: list[str
     return overlap_report(video, blocks, peak, apart.blocks, settings.frames_per_block)
 
 
+def model_shape(settings: Settings) -> ModelShape:
+    sizes = SIZES[settings.model]
+    return ModelShape(sizes.layers, sizes.dim, sizes.heads)
+
+
 def demanded(settings: Settings) -> Demand:
     """What the run takes beside the weights, by count."""
     decoding = Decoding(VAE_DIMS[settings.model], VAE_DTYPE.itemsize) if settings.vae else None
-    sizes = SIZES[settings.model]
-    shape = ModelShape(sizes.layers, sizes.dim, sizes.heads)
-    return Demand(shape, settings.dtype.itemsize, settings.layout, settings.blocks, decoding)
+    return Demand(model_shape(settings), settings.dtype.itemsize, settings.layout, settings.blocks, decoding)
 
 
 @contextmanager
@@ -446,7 +457,8 @@ def text_report(result: dict[str, Any]) -> str:
         f"torch {result['versions']['torch']}",
         f"{result['blocks_made']:,} blocks of {result['frames_per_block']} frames; medians over {measured['count']:,} "
         f"from block {measured['first']} on" + ("" if measured["full_cache"] else " (the cache is not full yet)"),
-        f"context {result['context_tokens']:,} tokens",
+        f"context {result['context_tokens']:,} tokens; attention by {result['attention']}"
+        + ("" if result["vae_channels_last"] is None else f", VAE channels last: {result['vae_channels_last']}"),
         "",
         f"{'stage':<13}{'median':>12}{'spread':>12}{'share':>8}{'floor':>12}{'ratio':>8}",
     ]

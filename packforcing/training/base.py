@@ -45,7 +45,6 @@ from .blocks import noise_levels, spread, walk
 from .clips import ClipSet, LatentClips, prepare
 from .loop import Learner, Micro, Outcome, train, whole
 from .optimizers import muon_and_adamw
-from .vae import channels_last
 from .world import FRAME, opened, parse
 
 BLOCK_FRAMES = 4
@@ -356,7 +355,7 @@ def run(options: argparse.Namespace) -> Outcome:
             )
     clip_folder = Path(options.clip_folder or folder / "clips")
     weights = read_state_dict(options.vae)[0] if options.vae else demo_vae()
-    vae = channels_last(load_vae(weights, torch.bfloat16, device))
+    vae = load_vae(weights, torch.bfloat16, device).to_layout(channels_last=True)
     for each in filter(None, (clips, away)):
         written = prepare(clip_folder, each, vae, *common.part_of(None))
         print(f"{written} of {each.shards} files of clips encoded", flush=True)

@@ -23,7 +23,6 @@ from ..tree import SIZES, WanTree, build_tree, random_state_dict
 from ..vae import WanVAE, init_vae, load_vae
 from ..wan import CausalWan
 from .loop import PRECISIONS
-from .vae import channels_last
 
 DEMO_CHANNELS = (32, 64, 128, 256)  # hidden, of the demo's branch; the paper's would be eight times the demo's model
 
@@ -99,7 +98,7 @@ def setting(options: argparse.Namespace, device: torch.device, trained: bool = F
     tree = tree_of(options.model)
     state = read_state_dict(options.vae)[0] if options.vae else own_vae(demo)
     vae_dtype = torch.bfloat16 if device.type == "cpu" else dtype
-    vae = channels_last(load_vae(state, vae_dtype, device))
+    vae = load_vae(state, vae_dtype, device).to_layout(channels_last=True)
     if trained:
         dtype = torch.float32
     wan = CausalWan(tree.to(device, dtype), training_attention(device), dtype=dtype, device=device)

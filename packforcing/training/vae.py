@@ -110,7 +110,8 @@ class VAETrainer:
         self.device = torch.device(device)
         self.vae = init_vae(dim, seed)
         start_from_averages(self.vae)
-        channels_last(self.vae.to(self.device))
+        # 1.6 times as fast for narrow bfloat16 layers on a CPU, forward and backward together.
+        self.vae.to(self.device).to_layout(channels_last=True)
         optimizer = torch.optim.AdamW(self.vae.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
         self.learners = {"vae": Learner(self.vae, optimizer, ema)}
         self.weights = weights or VAELosses()
@@ -209,16 +210,6 @@ def start_from_averages(vae: WanVAE) -> None:
     vae.encoder.head[2].weight[3:LATENT_CHANNELS] *= 2
     vae.encoder.head[2].weight[LATENT_CHANNELS:] *= 0.1
     vae.conv1.bias[LATENT_CHANNELS:] = -6  # a posterior's noise much smaller than what it is added to
-
-
-def channels_last(vae: WanVAE) -> WanVAE:
-    """Convolution weights in the memory format that is 1.6 times faster for narrow bf16 layers on a CPU."""
-    for layer in vae.modules():
-        if isinstance(layer, nn.Conv3d):
-            layer.to(memory_format=torch.channels_last_3d)
-        elif isinstance(layer, nn.Conv2d):
-            layer.to(memory_format=torch.channels_last)
-    return vae
 
 
 def sample_clips(shape: ClipShape, seed: int) -> tuple[Tensor, Tensor]:
@@ -367,7 +358,7 @@ def export(vae: WanVAE, path: str | Path, metadata: Mapping[str, str], clips: in
     `clips`: of the training scenes, whole frames, to take the latents' statistics from.
     """
     vae = load_vae({name: t.detach().clone().contiguous() for name, t in vae.state_dict().items()}, torch.float32)
-    channels_last(vae)
+    vae.to_layout(channels_last=True)
     shape = ClipShape(frames=17, crop=FRAME, size=FRAME, clips=1)
     absorb_scale(vae, latent_statistics(vae, (sample_clips(shape, seed)[0] for seed in range(clips))))
     # float16 and not bfloat16: three more bits, and no weight is anywhere near its limits.
