@@ -226,6 +226,11 @@ class CacheConfig:
         """Whether block `block` will ever be read in its compressed form (sink blocks never are)."""
         return self.top_k > 0 and block >= self.sink_blocks
 
+    @property
+    def can_be_late(self) -> bool:
+        """Whether the compressed form of a block is read, but not before the block after the next (`LateCache`)."""
+        return self.top_k > 0 and self.recent_blocks > 0
+
 
 def default_temporal_stride(block_frames: int) -> int:
     """Latent frames a compressed token spans in time: the paper's 2 where it divides a block, else 1."""
@@ -291,6 +296,11 @@ class Layout:
     def cached_tokens(self) -> int:
         """Tokens of history that are attended at most."""
         return self.sink_tokens + self.mid_tokens + self.recent_tokens
+
+    @property
+    def aside_tokens(self) -> int:
+        """Tokens that `LateCache` sets aside: what a block attended to, and the next block overwrites or rotates."""
+        return self.recent_tokens + self.mid_tokens if self.config.can_be_late else 0
 
     @property
     def context_tokens(self) -> int:

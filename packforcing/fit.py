@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 from .config import PIXELS_PER_TOKEN, TEXT_TOKENS, CacheConfig, FrameSize, Layout, ModelShape
 from .errors import PackForcingError
-from .late_cache import aside_tokens, can_be_late
 from .units import readable_bytes
 
 # Hidden states, their normed copy, queries, keys, values, attention's output, and the feed-forward layer's hidden
@@ -75,9 +74,7 @@ class Demand:
         decoding = self.vae.peak(size, frames_per_pass)
         if not overlap:
             return held + max(hidden + self.vae.remembered(size), decoding)
-        if can_be_late(config):
-            held += self.model.kv_bytes(aside_tokens(self.layout), kept)
-        return held + hidden + decoding
+        return held + self.model.kv_bytes(self.layout.aside_tokens, kept) + hidden + decoding
 
     def passes(self) -> list[int]:
         """Numbers of latent frames that can be decoded at a time, most first: a block, its halves, down to one."""

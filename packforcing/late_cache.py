@@ -12,18 +12,8 @@ import torch
 from torch import Tensor
 
 from .cache import Cache
-from .config import CacheConfig, Layout, ModelShape
+from .config import Layout, ModelShape
 from .rope import EAGER, Turns, rotate
-
-
-def can_be_late(config: CacheConfig) -> bool:
-    """Whether reduced blocks are needed, and not before the block after the next."""
-    return config.top_k > 0 and config.recent_blocks > 0
-
-
-def aside_tokens(layout: Layout) -> int:
-    """Tokens that are set aside: what a block's reduced form attends to, and the next block overwrites or rotates."""
-    return layout.recent_tokens + layout.mid_tokens
 
 
 class LateCache(Cache):
@@ -41,11 +31,11 @@ class LateCache(Cache):
         batch: int = 1,
         turns: Turns = EAGER,
     ) -> None:
-        if not can_be_late(layout.config):
+        if not layout.config.can_be_late:
             raise ValueError("reduced blocks come late only where there are mid blocks, and recent ones before them")
         super().__init__(layout, model, device, dtype, batch, turns)
-        self._aside_keys = [self._empty(aside_tokens(layout)) for _ in range(model.layers)]
-        self._aside_values = [self._empty(aside_tokens(layout)) for _ in range(model.layers)]
+        self._aside_keys = [self._empty(layout.aside_tokens) for _ in range(model.layers)]
+        self._aside_values = [self._empty(layout.aside_tokens) for _ in range(model.layers)]
         self._aside_tokens = 0  # of them in use
         self._due = False  # whether the reduced form of the block before is still to come
         self._fresh: tuple[Tensor, Tensor] | None = None  # the reduced keys (rotated) and values of the layer at hand

@@ -26,7 +26,7 @@ from .cache import Cache
 from .compressor import Compressor
 from .config import LATENT_CHANNELS, Layout
 from .errors import PackForcingError
-from .late_cache import LateCache, can_be_late
+from .late_cache import LateCache
 from .record import BlockRecord, CacheRecord
 from .schedule import UPDATES, euler_update, few_step_update, predicted_x0, sigmas
 from .side_stream import SideStream
@@ -160,7 +160,7 @@ class LongVideo:
         self.decoder = StreamingDecoder(vae, decode_frames) if vae is not None and (decode or config.top_k) else None
         self.on_step = on_step
         self._side = SideStream(wan.device) if overlap and self.decoder is not None else None
-        self._late = self._side is not None and can_be_late(config)
+        self._late = self._side is not None and config.can_be_late
         kind = LateCache if self._late else Cache
         self.cache = kind(layout, wan.shape, wan.device, wan.dtype, batch, wan.turns)
         self.record = CacheRecord(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from packforcing.cache import Cache, runs
 from packforcing.config import CacheConfig, FrameSize, Layout, ModelShape
-from packforcing.late_cache import LateCache, can_be_late
+from packforcing.late_cache import LateCache
 from packforcing.record import PARTITIONS
 
 EXACT = 1e-12  # float64: angles below 100 radians and a handful of roundings
@@ -427,7 +427,7 @@ def live_late(cache: LateCache, stream: Stream, blocks: int) -> Iterator[list[Te
         cache.end()
 
 
-@given(wanted=setups().filter(lambda wanted: can_be_late(wanted.layout.config)))
+@given(wanted=setups().filter(lambda wanted: wanted.layout.config.can_be_late))
 @example(wanted=setup(blocks=25, layers=2, batch=2, side=80))
 @example(wanted=setup(selection="recency", recent_frames=2, rope_adjustment=False))
 @example(wanted=setup(position_range=9, stride=1, side=128))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..compressor import Compressor
 from ..config import COMPRESSED_SPACE_STRIDE, PATCH, TEXT_TOKENS, VAE_DIMS, VAE_TIME_STRIDE, Layout
@@ -37,12 +37,15 @@ def random_vae(model: str, device: torch.device, compiled: bool = False) -> WanV
     return vae
 
 
-def weight_bytes(model: str, dtype: torch.dtype) -> int:
+def weight_bytes(model: str, dtype: torch.dtype, linear_dtype: str = "model") -> int:
     """Bytes of the weights of a transformer of the sizes `model`, and of its VAE."""
     with torch.device("meta"):
         tree, vae = WanTree(SIZES[model]), WanVAE(VAE_DIMS[model])
     count = {part: sum(tensor.numel() for tensor in part.state_dict().values()) for part in (tree, vae)}
-    return count[tree] * dtype.itemsize + count[vae] * VAE_DTYPE.itemsize
+    in_fp8 = 0
+    if linear_dtype != "model":
+        in_fp8 = sum(part.weight.numel() for part in tree.blocks.modules() if isinstance(part, nn.Linear))
+    return (count[tree] - in_fp8) * dtype.itemsize + in_fp8 + count[vae] * VAE_DTYPE.itemsize
 
 
 def random_text(wan: CausalWan) -> TextKV:

@@ -85,6 +85,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--no-baselines", action="store_true", help="leave the comparison with other caches out")
     command.add_argument("--baseline-blocks", default="60,120", help="block indices at which caches are compared")
     command.add_argument("--threads", type=int, help="CPU threads")
+    command.add_argument("--memory-gb", type=float, help="use no more device memory than this, as on a smaller card")
     command.add_argument(
         "--json", nargs="?", const="-", metavar="FILE", help="write one JSON object; default: print it"
     )
@@ -106,6 +107,7 @@ class Settings:
     linear_dtype: str
     compiled: bool
     overlap: bool
+    memory_bytes: int | None
     baseline_blocks: tuple[int, ...]
 
     @property
@@ -118,6 +120,8 @@ def checked(options: argparse.Namespace, config: CacheConfig, device: torch.devi
     """The settings that the options ask for. Raises PackForcingError when they are impossible."""
     if options.repeats < 1:
         raise PackForcingError(f"--repeats must be at least 1, but it is {options.repeats}.")
+    if options.memory_gb is not None and not options.memory_gb > 0:
+        raise PackForcingError(f"--memory-gb must be above 0, but it is {options.memory_gb}.")
     if options.threads is not None and options.threads < 1:
         raise PackForcingError(f"--threads must be at least 1, but it is {options.threads}.")
     if device.type not in ("cuda", "cpu"):
@@ -139,6 +143,7 @@ def checked(options: argparse.Namespace, config: CacheConfig, device: torch.devi
         linear_dtype=options.linear_dtype,
         compiled=options.compile,
         overlap=options.overlap != "off" and not options.no_vae,
+        memory_bytes=None if options.memory_gb is None else int(1e9 * options.memory_gb),
         baseline_blocks=() if options.no_baselines else parsed_blocks(options.baseline_blocks),
     )
 
@@ -185,8 +190,8 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
     notes = ["weights are random: time and memory are those of a trained model of these sizes, the picture is noise"]
 
     demand = demanded(settings)
-    available = memory_of(device)
-    room = available and max(0, available - weight_bytes(settings.model, dtype))
+    available = limited_memory(settings)
+    room = available and max(0, available - weight_bytes(settings.model, dtype, settings.linear_dtype))
     decoding = decode_plan(demand, room, str(device), overlap=settings.overlap)
 
     say("measuring this machine's rates")
@@ -297,6 +302,17 @@ def overlapped(video: LongVideo, settings: Settings, apart: Run, notes: list[str
     with frame_writer(settings, notes) as write:
         blocks, peak = run_overlapped(video, blocks_to_make(video, settings.blocks), write, show_progress)
     return overlap_report(video, blocks, peak, apart.blocks, settings.frames_per_block)
+
+
+def limited_memory(settings: Settings) -> int | None:
+    """Bytes of the device that the benchmark may take; PyTorch is told where there is a limit."""
+    available, limit = memory_of(settings.device), settings.memory_bytes
+    if limit is None:
+        return available
+    if settings.device.type == "cuda":
+        whole = torch.cuda.get_device_properties(settings.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / whole), settings.device)
+    return limit if available is None else min(limit, available)
 
 
 def model_shape(settings: Settings) -> ModelShape:

@@ -126,6 +126,8 @@ def test_the_report_is_text_and_the_plot_a_picture(tmp_path: Path, capsys: pytes
         (["--size", "832"], "--size is WIDTHxHEIGHT"),
         (["--size=-16x64"], "--size is WIDTHxHEIGHT"),
         (["--repeats", "0"], "--repeats must be at least 1"),
+        (["--memory-gb", "0"], "--memory-gb must be above 0"),
+        (["--memory-gb", "0.0001"], "needs about"),
         (["--threads", "0"], "--threads must be at least 1"),
         (["--steps", "0"], "at least 1 step"),
         (["--seconds", "0"], "length must be above 0"),
