@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from einops import rearrange
@@ -23,6 +24,11 @@ class Rotation:
 
     cos: Tensor
     sin: Tensor
+
+    @cached_property
+    def points(self) -> Tensor:
+        """The angles as complex numbers of length 1, [L, P]: made once, since a pass asks for them in every layer."""
+        return torch.complex(self.cos, self.sin)
 
     def __getitem__(self, tokens: Tensor | slice) -> Rotation:
         return Rotation(self.cos[tokens], self.sin[tokens])
@@ -95,7 +101,7 @@ def _turned(x: Tensor, by: Rotation) -> Tensor:
     pairs = rearrange(x[..., : 2 * by.cos.shape[-1]], "b l h (pair two) -> b l h pair two", two=2)
     # As complex numbers: one multiplication that reads and writes everything once, where real ones take six.
     points = torch.view_as_complex(pairs.to(torch.promote_types(x.dtype, torch.float32)).contiguous())
-    return torch.view_as_real(points * torch.complex(by.cos, by.sin)[:, None]).flatten(-2)
+    return torch.view_as_real(points * by.points[:, None]).flatten(-2)
 
 
 def _turned_in_reals(x: Tensor, by: Rotation) -> Tensor:
