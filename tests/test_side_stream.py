@@ -1,0 +1,132 @@
+"""Work beside the main work, and its clock; CUDA's part against stand-ins for its streams and events."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from packforcing.side_stream import SideStream, wanted
+from packforcing.stopwatch import Stopwatch
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 1)
+
+
+def test_a_call_runs_in_another_thread_and_one_after_the_other():
+    side, order, go = SideStream(CPU), [], threading.Event()
+
+    def first() -> int:
+        assert go.wait(timeout=60)
+        order.append(threading.get_ident())
+        return 1
+
+    results = [side.submit(first), side.submit(lambda: order.append(threading.get_ident()))]
+    assert not order, "the caller goes on"
+    go.set()
+    assert results[0].result()[0] == 1
+    results[1].result()
+    assert len(order) == 2
+    assert set(order) != {threading.get_ident()}
+    assert len(set(order)) == 1
+    assert results[0].result()[1] > 0, "seconds"
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_call_has_the_callers_inference_mode_and_no_gradients(inference: bool):
+    def modes() -> tuple[bool, bool]:
+        return torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    with torch.inference_mode(inference):
+        assert SideStream(CPU).submit(modes).result()[0] == (inference, False)
+
+
+def test_an_exception_comes_with_the_result():
+    def fails() -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    side = SideStream(CPU)
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        side.submit(fails).result()
+    assert side.submit(lambda: 3).result()[0] == 3, "and the next call runs"
+
+
+@pytest.mark.parametrize(("choice", "cpu", "cuda"), [("auto", False, True), ("on", True, True), ("off", False, False)])
+def test_who_wants_it(choice: str, cpu: bool, cuda: bool):
+    assert (wanted(choice, CPU), wanted(choice, CUDA)) == (cpu, cuda)
+
+
+# --- CUDA -----------------------------------------------------------------------------------------------------
+
+
+class FakeCuda:
+    """Streams that note what happens on them, and events that are 0.25 s apart."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        cuda, self.times = self, 0.0
+
+        class Stream:
+            def __init__(self, device: torch.device) -> None:
+                self.device = device
+
+            def synchronize(self) -> None:
+                cuda.log.append(f"wait for {self.device}")
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self, stream: Stream) -> None:
+                cuda.log.append(f"event on {stream.device}")
+                cuda.times += 0.25
+                self.at = cuda.times
+
+            def synchronize(self) -> None:
+                cuda.log.append("wait for an event")
+
+            def elapsed_time(self, other: Event) -> float:
+                return 1000 * (other.at - self.at)
+
+        @contextmanager
+        def stream(given: Stream) -> Iterator[None]:
+            cuda.log.append("enter")
+            yield
+            cuda.log.append("leave")
+
+        for name, value in (("Stream", Stream), ("Event", Event), ("stream", stream), ("current_stream", Stream)):
+            monkeypatch.setattr(torch.cuda, name, value)
+
+
+def test_on_cuda_a_result_is_there_when_its_own_stream_has_finished(monkeypatch: pytest.MonkeyPatch):
+    cuda = FakeCuda(monkeypatch)
+    assert SideStream(CUDA).submit(lambda: cuda.log.append("call")).result()[0] is None
+    assert cuda.log == ["enter", "call", "leave", "wait for cuda:1"]
+
+
+def test_on_cuda_a_stretch_lies_between_two_events_and_nobody_waits_until_asked(monkeypatch: pytest.MonkeyPatch):
+    cuda = FakeCuda(monkeypatch)
+    watch, seconds, others = Stopwatch(CUDA), {"a": 1.0}, {}
+    with watch.stretch(seconds, "a"), watch.stretch(others, "b"):
+        cuda.log.append("work")
+    with pytest.raises(ValueError, match="broken"), watch.stretch(others, "c"):
+        raise ValueError("broken")
+    assert cuda.log[:5] == ["event on cuda:1"] * 2 + ["work"] + ["event on cuda:1"] * 2
+    assert (seconds, others) == ({"a": 1.0}, {})
+    watch.settle()
+    assert (seconds, others) == ({"a": 1.75}, {"b": 0.25})
+    assert cuda.log.count("wait for an event") == 2
+    watch.settle()
+    assert seconds == {"a": 1.75}, "once"
+
+
+def test_on_a_cpu_a_stretch_is_there_at_once(monkeypatch: pytest.MonkeyPatch):
+    ticks = iter([0.0, 2.0, 10.0, 13.0])
+    monkeypatch.setattr("packforcing.stopwatch.time.perf_counter", lambda: next(ticks))
+    watch, seconds = Stopwatch(CPU), {}
+    for _ in range(2):
+        with watch.stretch(seconds, "a"):
+            pass
+    assert seconds == {"a": 5.0}
