@@ -15,6 +15,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from .transfer import to_device
+
 THETA = 10_000.0
 
 
@@ -33,8 +35,8 @@ class Rotation:
     def __getitem__(self, tokens: Tensor | slice) -> Rotation:
         return Rotation(self.cos[tokens], self.sin[tokens])
 
-    def to(self, device: torch.device | str) -> Rotation:
-        return Rotation(self.cos.to(device), self.sin.to(device))
+    def to(self, device: torch.device) -> Rotation:
+        return Rotation(to_device(self.cos, device), to_device(self.sin, device))
 
 
 def axis_dims(head_dim: int) -> tuple[int, int, int]:

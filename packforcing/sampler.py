@@ -31,6 +31,7 @@ from .record import BlockRecord, CacheRecord
 from .schedule import UPDATES, euler_update, few_step_update, predicted_x0, sigmas
 from .side_stream import SideStream
 from .stopwatch import Stopwatch
+from .transfer import to_device
 from .vae import StreamingDecoder, WanVAE
 from .wan import CausalWan, TextKV
 
@@ -270,7 +271,7 @@ class LongVideo:
     def _noise(self, generator: torch.Generator) -> Tensor:
         size = self.layout.size
         shape = (LATENT_CHANNELS, self.layout.config.block_frames, size.latent_height, size.latent_width)
-        return torch.randn((self.cache.batch, *shape), generator=generator).to(self.wan.device)
+        return to_device(torch.randn((self.cache.batch, *shape), generator=generator), self.wan.device)
 
     def _denoise(self, index: int) -> Tensor:
         """Denoises block `index` to normalised latents [B, 16, T, h, w]."""

@@ -25,6 +25,7 @@ from .config import LATENT_CHANNELS
 from .config import VAE_SPACE_STRIDE as SPACE_STRIDE
 from .config import VAE_TIME_STRIDE as TIME_STRIDE
 from .errors import PackForcingError
+from .transfer import to_device
 
 LATENT_MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -64,7 +65,7 @@ def _latent_statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
             f"Wan 2.1 latents have the shape [batch, {LATENT_CHANNELS}, frames, height, width], but these "
             f"are {list(latents.shape)}; pass video latents made for a Wan 2.1 model."
         )
-    statistics = torch.tensor([LATENT_MEAN, LATENT_STD], device=latents.device)
+    statistics = to_device(torch.tensor([LATENT_MEAN, LATENT_STD]), latents.device)
     mean, std = rearrange(statistics, "two c -> two c 1 1 1")
     return mean, std
 

@@ -21,6 +21,7 @@ from .cache import Cache
 from .config import PATCH, ModelShape
 from .errors import PackForcingError
 from .rope import EAGER, compiled_turns
+from .transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -177,9 +178,9 @@ class CausalWan:
     def _modulations(self, sigma: float | Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Time embedding of noise levels, one or [B]: [B, 1, d] for the head, [B, 6, d] for the layers."""
         precision = torch.promote_types(self.dtype, torch.float32)
-        # On the CPU, from where it is sent: reading it back from the device would wait for the pass before.
+        # On the CPU, from where it is sent: neither way does anybody wait for the pass before.
         timestep = torch.as_tensor(1000.0 * sigma, dtype=precision).expand(batch)
-        features = time_features(timestep, self.tree.freq_dim).to(self.device, self.dtype)
+        features = to_device(time_features(timestep, self.tree.freq_dim), self.device, self.dtype)
         embedding = self.tree.time_embedding(features)
         return embedding[:, None], rearrange(self.tree.time_projection(embedding), "b (six d) -> b six d", six=6)
 

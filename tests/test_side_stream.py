@@ -11,6 +11,7 @@ import torch
 
 from packforcing.side_stream import SideStream, wanted
 from packforcing.stopwatch import Stopwatch
+from packforcing.transfer import to_device
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 1)
 
@@ -120,6 +121,30 @@ def test_on_cuda_a_stretch_lies_between_two_events_and_nobody_waits_until_asked(
     assert cuda.log.count("wait for an event") == 2
     watch.settle()
     assert seconds == {"a": 1.75}, "once"
+
+
+class NotedTensor:
+    """Notes what is done to it."""
+
+    def __init__(self, log: tuple[str, ...] = ()) -> None:
+        self.log = log
+
+    def pin_memory(self) -> NotedTensor:
+        return NotedTensor((*self.log, "pinned"))
+
+    def to(self, target: torch.device | torch.dtype, non_blocking: bool = False) -> NotedTensor:
+        return NotedTensor((*self.log, f"to {target}{' without waiting' if non_blocking else ''}"))
+
+
+def test_tensors_go_to_cuda_through_pinned_memory():
+    assert to_device(NotedTensor(), CUDA).log == ("pinned", "to cuda:1 without waiting")
+    assert to_device(NotedTensor(), CUDA, torch.bfloat16).log[0] == "to torch.bfloat16", "before it travels"
+
+
+def test_tensors_stay_on_a_cpu():
+    x = torch.randn(3)
+    assert to_device(x, CPU) is x
+    assert torch.equal(to_device(x, CPU, torch.bfloat16), x.bfloat16())
 
 
 def test_on_a_cpu_a_stretch_is_there_at_once(monkeypatch: pytest.MonkeyPatch):
