@@ -178,8 +178,6 @@ def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[Causal
         tree = load_tree(options.model, options.weights)
         vae = load_vae(read_state_dict(options.vae)[0], dtype, options.device) if options.vae else None
         context = only_tensor(options.text_embedding)
-    if options.compile and vae is not None:
-        vae.compile_norms()
     return ready(tree, options.device, dtype, options.linear_dtype, options.compile), vae, context
 
 
@@ -243,6 +241,8 @@ def run_generate(options: argparse.Namespace) -> None:
         decoding = decode_plan(demand, memory_of(device), str(device), overlap=wanted(options.overlap, device))
         wan.attention = tuned_attention(wan.shape, layout, device, dtype)
         tune_layout(vae, size)
+        if options.compile:
+            vae.compile_norms()
         video = LongVideo(
             wan,
             wan.embed_text(context),

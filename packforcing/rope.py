@@ -88,7 +88,7 @@ def place(keys_slot: Tensor, values_slot: Tensor, keys: Tensor, values: Tensor, 
 
 
 def rotate_in_reals(x: Tensor, by: Rotation) -> Tensor:
-    """`rotate`, for torch.compile: it makes one kernel of real operations, and leaves complex ones as they are."""
+    """`rotate` of [..., L, H, D] for torch.compile, which makes one kernel of real operations, none of complex ones."""
     return _with_the_rest(_turned_in_reals(x, by).to(x.dtype), x)
 
 
@@ -131,9 +131,21 @@ EAGER = Turns()
 
 
 def compiled_turns() -> Turns:
-    """By torch.compile, once for each number of tokens."""
-    forms = rotate_in_reals, place_in_reals
-    return Turns(*(torch.compile(form, dynamic=False, fullgraph=True) for form in forms))
+    """By torch.compile, once for each number of tokens.
+
+    Sample by sample: with a batch axis there would be another graph for each of its strides, and so for each size of
+    buffer and each slice of a pass's tokens.
+    """
+    turn, put = (torch.compile(form, dynamic=False, fullgraph=True) for form in (rotate_in_reals, place_in_reals))
+
+    def rotate_each(x: Tensor, by: Rotation) -> Tensor:
+        return turn(x[0], by)[None] if len(x) == 1 else torch.stack([turn(sample, by) for sample in x])
+
+    def place_each(keys_slot: Tensor, values_slot: Tensor, keys: Tensor, values: Tensor, by: Rotation) -> None:
+        for sample in zip(keys_slot, values_slot, keys, values, strict=True):
+            put(*sample, by)
+
+    return Turns(rotate_each, place_each)
 
 
 def grid_positions(times: Tensor, heights: Tensor, widths: Tensor) -> Tensor:

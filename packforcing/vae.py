@@ -12,7 +12,8 @@ the video's first frame to its first latent frame, and every 4 frames after it t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -127,6 +128,30 @@ def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
 def rms_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
     """`rms_norm`, then SiLU."""
     return F.silu(rms_norm(x, gamma))
+
+
+# Orders of the axes of [B, C, H, W] and [B, C, T, H, W] in memory that occur: plain, frame by frame, channels last.
+ORDERS = {4: ((0, 1, 2, 3), (0, 2, 3, 1)), 5: ((0, 1, 2, 3, 4), (0, 2, 1, 3, 4), (0, 2, 3, 4, 1))}
+
+
+def on_rows(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, gamma: Tensor) -> Tensor:
+    """One of the two functions above on [N, C, M] with the positions of x as N and M, as they lie in memory.
+
+    A compiled function then sees few kinds of shapes, where it would else be compiled for each kind of strides. Without
+    gradients.
+    """
+    for order in ORDERS[x.ndim]:
+        moved = x.permute(order)
+        if moved.is_contiguous():
+            break
+    else:
+        order, moved = ORDERS[x.ndim][0], x.contiguous()
+    at = order.index(1)
+    shape = moved.shape
+    rows = moved.view(math.prod(shape[:at]), shape[at], math.prod(shape[at + 1 :]))
+    back = [order.index(axis) for axis in range(x.ndim)]
+    # As plain tensors: of a view, torch.compile also looks at what it is a view of.
+    return function(rows.data, gamma.view(-1, 1).data).view(shape).permute(back)
 
 
 class RMSNorm(nn.Module):
@@ -358,8 +383,10 @@ class WanVAE(nn.Module):
                 layer.name = name
 
     def compile_norms(self) -> None:
-        """Has torch.compile make one kernel of each norm and its SiLU: once, for all layers and sizes."""
-        compiled = {function: torch.compile(function, dynamic=True) for function in (rms_norm, rms_norm_silu)}
+        """Has torch.compile make one kernel of each norm and its SiLU, for all layers and sizes."""
+        compiled = {
+            function: partial(on_rows, torch.compile(function, dynamic=True)) for function in (rms_norm, rms_norm_silu)
+        }
         for layer in self.modules():
             if isinstance(layer, RMSNorm):
                 layer.function = compiled[layer.function]

@@ -12,6 +12,7 @@ from packforcing.rope import (
     axis_dims,
     block_positions,
     centres,
+    compiled_turns,
     grid_positions,
     joined,
     place,
@@ -189,6 +190,19 @@ def test_placing_is_rotating_and_writing(dtype: torch.dtype, form: Callable[...,
         assert torch.equal(slots[1, :, window], values)
     outside = [0, 1, 2, 3, 9, 10, 11]
     assert torch.equal(slots[:, :, outside], before[:, :, outside])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_compiled_turns_are_the_same_and_do_not_depend_on_strides(compiled_graphs: list[str], batch: int) -> None:
+    turns, turn = compiled_turns(), rotation(random_positions(5), 128, torch.float32)
+    for longer in (5, 7, 9):  # slices of longer tensors, slots of larger buffers
+        slots = torch.zeros(2, batch, 2 * longer, 3, 128)
+        keys, values = random_keys(2, batch, longer, 3, 128, dtype=torch.float32)[:, :, :5]
+        turns.place(*slots[:, :, 2:7], keys, values, turn)
+        torch.testing.assert_close(slots[0, :, 2:7], rotate(keys, turn), rtol=0, atol=1e-6)
+        assert torch.equal(slots[1, :, 2:7], values)
+        torch.testing.assert_close(turns.rotate(keys, turn), rotate(keys, turn), rtol=0, atol=1e-6)
+    assert sorted(compiled_graphs) == ["place_in_reals", "rotate_in_reals"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

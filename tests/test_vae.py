@@ -19,6 +19,9 @@ from packforcing.vae import (
     init_vae,
     load_vae,
     normalise,
+    on_rows,
+    rms_norm,
+    rms_norm_silu,
 )
 
 LATENT_FRAMES = 7
@@ -419,12 +422,27 @@ def test_frames_per_pass_is_at_least_one(vae):
 
 
 def test_norms_are_compiled_for_all_layers_at_once(vae, compiled_graphs):
-    """The same pictures; two functions, compiled for each memory layout, far fewer times than PyTorch's limit of 8."""
-    twin = load_vae(vae.state_dict())
-    twin.compile_norms()
-    # No two of batch, frames, channels, height and width are the same in any layer: PyTorch would take that for a rule.
+    """The same pictures; two functions, compiled far fewer times than PyTorch's limit of 8, in both memory formats."""
     z = seeded(1, 16, 9, 5, 7)
     whole = StreamingDecoder(vae).decode(z)
-    assert_close(decode_in(StreamingDecoder(twin), z, [3, 3, 3]), whole)
+    for channels_last in (False, True):
+        twin = load_vae(vae.state_dict()).to_layout(channels_last)
+        twin.compile_norms()
+        assert_close(decode_in(StreamingDecoder(twin), z, [1, 3, 5]), whole)
     assert set(compiled_graphs) == {"rms_norm", "rms_norm_silu"}
-    assert len(compiled_graphs) <= 4
+    assert compiled_graphs.count("rms_norm_silu") <= 4
+
+
+@pytest.mark.parametrize("function", [rms_norm, rms_norm_silu])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (0, 2, 1, 3, 4), (0, 2, 3, 4, 1), (4, 2, 0, 1, 3)], ids=str)
+def test_norms_on_rows_are_norms(order, function):
+    """Whatever the order of the axes in memory, which stays as it was where it is one that occurs."""
+    shape = (2, 3, 4, 5, 6)
+    back = [order.index(axis) for axis in range(5)]
+    x, gamma = seeded(*(shape[axis] for axis in order)).permute(back), 1 + seeded(3, 1, 1, 1)
+    assert x.shape == shape
+    found = on_rows(function, x, gamma)
+    assert_close(found, function(x, gamma))
+    assert found.stride() == (x if order[0] == 0 else x.contiguous()).stride()
+    frames = x[:, :, 1]
+    assert_close(on_rows(function, frames, gamma[..., 0]), function(frames, gamma[..., 0]))

@@ -29,12 +29,9 @@ def random_wan(
     return ready(tree, device, dtype, linear_dtype, compiled)
 
 
-def random_vae(model: str, device: torch.device, compiled: bool = False) -> WanVAE:
+def random_vae(model: str, device: torch.device) -> WanVAE:
     """A VAE of the width that goes with `model`, in bfloat16."""
-    vae = init_vae(VAE_DIMS[model], SEED).requires_grad_(False).to(device, VAE_DTYPE).eval()
-    if compiled:
-        vae.compile_norms()
-    return vae
+    return init_vae(VAE_DIMS[model], SEED).requires_grad_(False).to(device, VAE_DTYPE).eval()
 
 
 def weight_bytes(model: str, dtype: torch.dtype, linear_dtype: str = "model") -> int:

@@ -221,8 +221,10 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
     text = random_text(wan)
     channels_last = None
     if settings.vae:
-        vae, compressor = random_vae(settings.model, device, settings.compiled), Compressor(layout.temporal_stride)
+        vae, compressor = random_vae(settings.model, device), Compressor(layout.temporal_stride)
         channels_last = tune_layout(vae, layout.size)
+        if settings.compiled:
+            vae.compile_norms()
     else:
         vae, compressor = NoVAE(device), PooledLatents(layout.temporal_stride)
         notes.append("--no-vae: nothing is decoded or written, and compression is a stand-in that pools latents")
