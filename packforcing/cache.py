@@ -10,6 +10,8 @@ the buffer, and nothing is concatenated or moved in the loop.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,7 @@ from .rope import (
     temporal_rotation,
 )
 from .selection import affinity, sampled_queries, scored_heads, token_sum, top_k
+from .transfer import from_device
 
 
 def runs(numbers: list[int]) -> list[tuple[int, int]]:
@@ -42,9 +45,9 @@ def runs(numbers: list[int]) -> list[tuple[int, int]]:
 class Cache:
     """Keys and values of the history, and of the block being made.
 
-    The life of a block: `begin(i)`; then for each denoising step and layer `select` (in the first step), `write` and
-    `context`; in the clean pass also `write_reduced` and `reduced_context`; then `end`. While `begin`..`end` runs, the
-    history is what the configuration's partition says for block i.
+    The life of a block: `begin(i)`; then for each denoising step and layer `score` and `select` (in the first step),
+    `write` and `context`; in the clean pass also `write_reduced` and `reduced_context`; then `end`. While
+    `begin`..`end` runs, the history is what the configuration's partition says for block i.
 
     Tensors of queries, keys and values are [B, L, H, D]; `turns` rotates those of the block that is being made.
 
@@ -105,6 +108,7 @@ class Cache:
             [None] * self.config.top_k for _ in range(model.layers)
         ]
         self.selected: list[list[int] | None] = [None] * model.layers
+        self._best: Callable[[], Tensor]  # indices of the mid blocks that the layer at hand scores highest
         self.mid_slots_written = 0
         self.recent_rotated = 0
         # In training: what carries a gradient. By layer, token at which it starts -> keys, values; and of reduced
@@ -199,16 +203,28 @@ class Cache:
 
     # ------------------------------------------------------------------ selection
 
-    def select(self, layer: int, queries: Tensor) -> None:
-        """Chooses the layer's mid blocks by the current block's queries (not rotated), and fills the mid slots.
+    def score(self, layer: int, queries: Tensor) -> None:
+        """Begins the choice of the layer's mid blocks by the current block's queries (not rotated).
+
+        `select` ends it. What does not depend on it is best asked of the device in between, since the choice is read
+        back to the host.
+        """
+        mids, count = self.partition.mid, self.config.attended_mids(self.block)
+        if self.selected[layer] is not None or self.config.selection == "recency" or not 0 < count < len(mids):
+            return
+        sampled = rotate(queries[:, self._sampled, : self.heads], self._content_queries)
+        scores = affinity(token_sum(sampled, self.heads), self.archive.key_sums(layer, len(mids)))
+        self._best = from_device(top_k(scores, count))
+
+    def select(self, layer: int) -> None:
+        """Chooses the layer's mid blocks, after `score`, and fills the mid slots.
 
         Does nothing when the layer has chosen for this block already: the choice of the first denoising step holds for
         the other steps and for the clean pass.
         """
         if self.selected[layer] is not None:
             return
-        mids = self.partition.mid
-        count = self.config.attended_mids(self.block)
+        mids, count = self.partition.mid, self.config.attended_mids(self.block)
         if count == 0:
             chosen = []
         elif count >= len(mids):  # all of them, each as often as the others where `repeat_mids` asks for more
@@ -216,9 +232,7 @@ class Cache:
         elif self.config.selection == "recency":
             chosen = list(mids[-count:])
         else:
-            sampled = rotate(queries[:, self._sampled, : self.heads], self._content_queries)
-            scores = affinity(token_sum(sampled, self.heads), self.archive.key_sums(layer, len(mids)))
-            chosen = [mids[m] for m in top_k(scores, count)]
+            chosen = [mids[best] for best in self._best().tolist()]
         self.selected[layer] = chosen
         self._fill_mid_slots(layer, chosen)
 

@@ -34,7 +34,7 @@ def affinity(query_sum: Tensor, key_sums: Tensor) -> Tensor:
     return einsum(query_sum, key_sums, "b h d, m b h d -> m") / (batch * heads * dim**0.5)
 
 
-def top_k(scores: Tensor, k: int) -> list[int]:
+def top_k(scores: Tensor, k: int) -> Tensor:
     """Indices of the k highest scores (all, if fewer), in chronological order; of equals the newer block wins."""
     newest_first = scores.flip(0).argsort(descending=True, stable=True)[:k]
-    return sorted((len(scores) - 1 - newest_first).tolist())
+    return (len(scores) - 1 - newest_first).sort().values

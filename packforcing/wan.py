@@ -236,6 +236,8 @@ class CausalWan:
             modulation = block.modulation.to(hidden) + modulations
             if layer == last:  # nothing reads what comes after the last layer's keys and values
                 self._write(layer, block, hidden, modulation, cache, full)
+                if full:
+                    cache.select(layer)
                 return
             attend = partial(self._attend, layer, block, cache=cache, full=full)
             hidden = self._layer(block, hidden, modulation, text.layers[layer], attend)
@@ -243,13 +245,14 @@ class CausalWan:
     def _write(
         self, layer: int, block: nn.Module, hidden: Tensor, modulation: Tensor, cache: Cache, full: int
     ) -> Tensor:
-        """Selects mid blocks if that is still to do, writes the tokens' keys and values; returns queries [B, L, H, D].
+        """Begins the selection of mid blocks if that is still to do, and writes the tokens' keys and values; returns
+        queries [B, L, H, D].
 
         The first `full` of the hidden tokens [B, L, d] are the current block's, the others its reduced form's.
         """
         queries, keys, values = self._parts.project(block, hidden, modulation, self.heads)
         if full:
-            cache.select(layer, queries[:, :full])
+            cache.score(layer, queries[:, :full])
             cache.write(layer, keys[:, :full], values[:, :full])
         if full < hidden.shape[1]:
             cache.write_reduced(layer, keys[:, full:], values[:, full:])
@@ -262,7 +265,9 @@ class CausalWan:
         queries = self._write(layer, block, hidden, modulation, cache, full)
         out = []
         if full:
-            out.append(self.attention(cache.rotate_queries(queries[:, :full]), *cache.context(layer)))
+            rotated = cache.rotate_queries(queries[:, :full])
+            cache.select(layer)  # only now: the device is busy with the above while the host waits for the choice
+            out.append(self.attention(rotated, *cache.context(layer)))
         if full < hidden.shape[1]:
             reduced = cache.rotate_reduced_queries(queries[:, full:])
             out.append(self.attention(reduced, *cache.reduced_context(layer)))

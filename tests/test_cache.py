@@ -212,7 +212,8 @@ def run_pass(cache: Cache, stream: Stream, step: int) -> None:
     """One pass of all layers over the current block, as the transformer does it."""
     for layer in range(cache.model.layers):
         made = stream(cache.block, layer, step)
-        cache.select(layer, made.queries)
+        cache.score(layer, made.queries)
+        cache.select(layer)
         cache.write(layer, made.raw.keys, made.raw.values)
         if step == CLEAN and cache.config.top_k:
             cache.write_reduced(layer, made.raw.reduced_keys, made.raw.reduced_values)
@@ -314,7 +315,8 @@ def check_block(cache: Cache, everything: Everything, stream: Stream) -> list[li
     everything.blocks.append([])
     for layer in layers:
         made = stream(block, layer, DENOISE)
-        cache.select(layer, made.queries)
+        cache.score(layer, made.queries)
+        cache.select(layer)
         cache.write(layer, made.raw.keys, made.raw.values)
         chosen = everything.choose(block, layer, made.queries)
         places.append(everything.places(block, chosen))
@@ -323,7 +325,8 @@ def check_block(cache: Cache, everything: Everything, stream: Stream) -> list[li
         assert_same_rows(cache.context(layer), everything.rows(places[layer], layer))
     for layer in layers:
         made = stream(block, layer, CLEAN)
-        cache.select(layer, made.queries)  # of other queries, and without effect
+        cache.score(layer, made.queries)  # of other queries, and without effect
+        cache.select(layer)
         cache.write(layer, made.raw.keys, made.raw.values)
         everything.blocks[block][layer] = made.raw
         check_full(cache, everything, places[layer], layer, made.queries)
@@ -471,7 +474,8 @@ def test_every_attended_block_is_in_exactly_one_place(top_k: int, sink_frames: i
         cache.begin(block)
         for layer in range(TINY.layers):
             made = stream(block, layer, CLEAN)
-            cache.select(layer, made.queries)
+            cache.score(layer, made.queries)
+            cache.select(layer)
             cache.write(layer, made.raw.keys, torch.full_like(made.raw.values, block))
             if top_k:
                 cache.write_reduced(layer, made.raw.reduced_keys, torch.full_like(made.raw.reduced_values, block))
@@ -590,11 +594,14 @@ def test_the_first_steps_choice_holds_for_the_other_steps_and_the_clean_pass() -
         twin.begin(12)
     for layer in range(TINY.layers):
         queries = stream(12, layer, DENOISE).queries
-        cache.select(layer, queries)
-        other.select(layer, -queries)
+        cache.score(layer, queries)
+        cache.select(layer)
+        other.score(layer, -queries)
+        other.select(layer)
         assert cache.selected[layer] != other.selected[layer]  # so another choice there would be
         chosen, held = list(cache.selected[layer]), contexts(cache)
-        cache.select(layer, -queries)
+        cache.score(layer, -queries)
+        cache.select(layer)
         assert cache.selected[layer] == chosen
         assert same_bits(contexts(cache), held)
 
@@ -626,7 +633,8 @@ def run_asking(wanted: dict[int, list[int]], blocks: int, **changes: object) -> 
         raw = answering(stream, block)
         queries = torch.zeros_like(raw.keys)
         queries[:, :, 0, wanted.get(block, [])] = 1
-        cache.select(0, queries)
+        cache.score(0, queries)
+        cache.select(0)
         assert cache.selected[0] == wanted.get(block, cache.selected[0])
         cache.write(0, raw.keys, raw.values)
         cache.write_reduced(0, raw.reduced_keys, raw.reduced_values)
@@ -666,7 +674,8 @@ def test_mid_slots_that_do_not_change_are_not_written(wanted: list[int], written
     cache.begin(9)
     queries = torch.zeros(1, cache.layout.tokens_per_block, 2, 24)
     queries[:, :, 0, wanted] = 1
-    cache.select(0, queries)
+    cache.score(0, queries)
+    cache.select(0)
     assert cache.selected[0] == wanted
     assert cache.mid_slots_written == written
     kept = [a == b for a, b in zip(wanted, [4, 5], strict=True)]
@@ -709,7 +718,8 @@ def test_after_ten_thousand_blocks_keys_are_as_exact_as_after_ten() -> None:
         queries, keys, values = (2 * torch.rand(1, 16, 2, 12) - 1 for _ in range(3))
         raw = Raw(keys, values, keys[:, ::16].clone(), values[:, ::16] + 2)
         everything.blocks.append([raw])
-        cache.select(0, queries)
+        cache.score(0, queries)
+        cache.select(0)
         cache.write(0, raw.keys, raw.values)
         cache.write_reduced(0, raw.reduced_keys, raw.reduced_values)
         if block in (10, 9_999):

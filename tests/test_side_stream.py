@@ -11,7 +11,7 @@ import torch
 
 from packforcing.side_stream import SideStream, wanted
 from packforcing.stopwatch import Stopwatch
-from packforcing.transfer import to_device
+from packforcing.transfer import from_device, to_device
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 1)
 
@@ -77,8 +77,8 @@ class FakeCuda:
                 cuda.log.append(f"wait for {self.device}")
 
         class Event:
-            def __init__(self, enable_timing: bool) -> None:
-                assert enable_timing
+            def __init__(self, enable_timing: bool = False) -> None:
+                self.timed = enable_timing
 
             def record(self, stream: Stream) -> None:
                 cuda.log.append(f"event on {stream.device}")
@@ -89,6 +89,8 @@ class FakeCuda:
                 cuda.log.append("wait for an event")
 
             def elapsed_time(self, other: Event) -> float:
+                assert self.timed
+                assert other.timed
                 return 1000 * (other.at - self.at)
 
         @contextmanager
@@ -139,6 +141,24 @@ class NotedTensor:
 def test_tensors_go_to_cuda_through_pinned_memory():
     assert to_device(NotedTensor(), CUDA).log == ("pinned", "to cuda:1 without waiting")
     assert to_device(NotedTensor(), CUDA, torch.bfloat16).log[0] == "to torch.bfloat16", "before it travels"
+
+
+def test_reading_from_cuda_waits_for_that_alone(monkeypatch: pytest.MonkeyPatch):
+    cuda = FakeCuda(monkeypatch)
+
+    class OnCuda:
+        is_cuda, device = True, CUDA
+
+        def to(self, target: str, non_blocking: bool) -> str:
+            cuda.log.append(f"to {target}, non_blocking {non_blocking}")
+            return "the copy"
+
+    read = from_device(OnCuda())
+    assert cuda.log == ["to cpu, non_blocking True", "event on cuda:1"]
+    assert read() == "the copy"
+    assert cuda.log[2:] == ["wait for an event"]
+    x = torch.randn(3)
+    assert from_device(x)() is x
 
 
 def test_tensors_stay_on_a_cpu():

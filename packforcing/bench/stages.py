@@ -74,7 +74,8 @@ def run_video(
 
 def _watch(video: LongVideo, clock: Clock) -> None:
     """Selection and the archive's traffic happen inside the passes: their calls are timed on their own."""
-    video.cache.select = clock.timed("select", video.cache.select)
+    for name in ("score", "select"):
+        setattr(video.cache, name, clock.timed("select", getattr(video.cache, name)))
     video.cache.archive.append = clock.timed("archive", video.cache.archive.append)
 
 
