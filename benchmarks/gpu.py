@@ -74,6 +74,7 @@ FIGURES = (
     Figure("frames/s end to end, bf16", ("bf16",), best_fps, 30, at_least=True),
     Figure("the same, compiled", ("compiled",), best_fps, 30, at_least=True),
     Figure("frames/s end to end, fp8, compiled", ("fp8-compiled",), best_fps, 45, at_least=True),
+    Figure("cached keys and values, GB", ("ten-minutes",), lambda r: r["cached_kv_bytes"] / 1e9, 4.0, at_least=False),
     Figure(
         "block time at ten minutes over that of the start",
         ("ten-minutes",),

@@ -263,6 +263,7 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
             "count": len(blocks),
             "full_cache": blocks[0].index >= first_full(config),
         },
+        "cached_kv_bytes": model_shape(settings).kv_bytes(layout.cached_tokens, config.bytes_per_value(dtype.itemsize)),
         "cache_bytes": memory["kv_buffers"],
         "attention": getattr(attention, "backend", "default"),
         "vae_channels_last": channels_last,

@@ -72,6 +72,7 @@ def test_the_whole_benchmark_reports_time_memory_floors_and_baselines(capsys: py
         memory["archive_device"] == 8 * 4 * 2 * 256 * 4
     )  # 8 blocks of one token: K and V, 4 layers, 256 wide, float32
     assert memory["kv_buffers"] == found["cache_bytes"]
+    assert found["cached_kv_bytes"] == (2 * 16 + 2 * 1) * 4 * 2 * 256 * 4
     assert sum(memory.values()) == found["peak_memory_bytes"]
 
     overlap = found["overlap"]
