@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import signal
 import sys
@@ -17,9 +18,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import fmean
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -138,6 +141,13 @@ def _start_worker(threads: int) -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_DFL
     )  # Ctrl-C reaches all processes; the first one says what there is to say
+    Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    """Ends this process when its parent is gone: killed, it could not tell, and the videos would have no reader."""
+    parent.join()
+    os._exit(1)
 
 
 def _in_worker(one: Run, settings: Settings) -> Result:
