@@ -22,16 +22,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from packforcing.compressor import Compressor
+from packforcing.byte_units import readable_bytes
 from packforcing.config import CacheConfig, FrameSize, Layout, Length
-from packforcing.demo import demo_transformer, demo_vae
-from packforcing.sampler import LongVideo, Sampling
-from packforcing.text import encode_prompt
-from packforcing.tree import SIZES, build_tree
-from packforcing.units import readable_bytes
-from packforcing.vae import load_vae
-from packforcing.video import VideoWriter
-from packforcing.wan import CausalWan
+from packforcing.demo.models import demo_transformer, demo_vae
+from packforcing.demo.text import encode_prompt
+from packforcing.files.video import VideoWriter
+from packforcing.generate.long_video import LongVideo, Sampling
+from packforcing.model.causal_wan import CausalWan
+from packforcing.model.compressor import Compressor
+from packforcing.model.vae import load_vae
+from packforcing.model.wan_modules import SIZES, build_wan_modules
 
 SIZE = FrameSize(64, 64)  # the ratios are what is measured, and the VAE's decoding takes most of the time
 MEASURED = ("peak_resident_bytes", "peak_gpu_bytes", "cache_bytes", "context_tokens")
@@ -42,9 +42,9 @@ def measure(seconds: float, device: str) -> dict[str, float]:
     torch.manual_seed(0)
     config = CacheConfig(archive_device="host")
     layout = Layout(config, SIZE, 2)
-    tree = build_tree(SIZES["tiny"], demo_transformer()).to(device)
+    modules = build_wan_modules(SIZES["tiny"], demo_transformer()).to(device)
     vae = load_vae(demo_vae(), torch.bfloat16, device)
-    wan = CausalWan(tree, device=device)
+    wan = CausalWan(modules, device=device)
     video = LongVideo(wan, wan.embed_text(encode_prompt("memory")), layout, Sampling(), Compressor(2), vae)
     blocks = Length(seconds, 16, config.block_frames).blocks
     start = time.perf_counter()

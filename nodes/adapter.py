@@ -18,11 +18,11 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..packforcing.attention import Attention, fast_attention
 from ..packforcing.errors import PackForcingError
+from ..packforcing.model.attention import Attention, fast_attention
+from ..packforcing.model.causal_wan import CausalWan
+from ..packforcing.model.vae import WanVAE, load_vae
 from ..packforcing.pixels import to_uint8
-from ..packforcing.vae import WanVAE, load_vae
-from ..packforcing.wan import CausalWan
 
 PREVIEW_SIZE = 512
 
@@ -57,12 +57,12 @@ def comfy_attention(model: comfy.model_patcher.ModelPatcher) -> Attention:
 
 def causal_wan(model: comfy.model_patcher.ModelPatcher) -> CausalWan:
     """The library's causal forward over a MODEL's module tree. Raises PackForcingError when it is not Wan 2.1's."""
-    tree = getattr(model.model, "diffusion_model", None)
-    if tree is None:
+    modules = getattr(model.model, "diffusion_model", None)
+    if modules is None:
         raise PackForcingError(
             f"The model is not a Wan 2.1 transformer but {type(model.model).__name__}: connect a causal Wan 2.1 model."
         )
-    return CausalWan(tree, comfy_attention(model), compute_dtype(model), model.load_device)
+    return CausalWan(modules, comfy_attention(model), compute_dtype(model), model.load_device)
 
 
 def wan_vae(vae) -> tuple[WanVAE, comfy.model_patcher.ModelPatcher]:

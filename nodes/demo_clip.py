@@ -7,7 +7,7 @@ import comfy.model_patcher
 import comfy.sd
 import torch
 
-from ..packforcing.text import encode_prompt
+from ..packforcing.demo.text import encode_prompt
 
 
 class DemoClip(comfy.sd.CLIP):

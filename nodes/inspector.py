@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
+from ..packforcing.generate.record import CacheRecord
 from ..packforcing.inspector import picture, report
-from ..packforcing.record import CacheRecord
 from . import types
 
 

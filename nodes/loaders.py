@@ -9,10 +9,11 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..packforcing.checkpoints import load_compressor, load_wan
-from ..packforcing.compressor import CompressorChoice
-from ..packforcing.demo import COMPRESSOR_NAME, VAE_DTYPE, demo_compressor, demo_transformer, demo_vae
+from ..packforcing.demo.models import COMPRESSOR_NAME, VAE_DTYPE, demo_compressor, demo_transformer, demo_vae
 from ..packforcing.errors import PackForcingError
+from ..packforcing.files.compressor_file import load_compressor
+from ..packforcing.files.wan_checkpoint import load_wan
+from ..packforcing.model.compressor import CompressorChoice
 from . import types
 from .demo_clip import DemoClip
 

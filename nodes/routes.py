@@ -8,7 +8,7 @@ from typing import Any
 
 from ..packforcing.config import CacheConfig, FrameSize
 from ..packforcing.errors import PackForcingError
-from ..packforcing.plan import MODELS, VAE_DIMS, plan, plan_text
+from ..packforcing.generate.plan import MODELS, VAE_DIMS, plan, plan_text
 
 log = logging.getLogger(__name__)
 

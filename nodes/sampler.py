@@ -19,16 +19,16 @@ from comfy_execution.graph import ExecutionBlocker
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..packforcing.compressor import Compressor, CompressorChoice
+from ..packforcing.byte_units import readable_bytes
 from ..packforcing.config import CacheConfig, FrameSize, Layout, Length, default_temporal_stride
 from ..packforcing.errors import PackForcingError
-from ..packforcing.fit import Decoding, Demand, decode_plan
-from ..packforcing.sampler import LongVideo, Sampling
-from ..packforcing.schedule import UPDATES
-from ..packforcing.side_stream import CHOICES, wanted
-from ..packforcing.tuning import tune_layout
-from ..packforcing.units import readable_bytes
-from ..packforcing.video import VideoWriter
+from ..packforcing.files.video import VideoWriter
+from ..packforcing.generate.autotune import tune_vae_layout
+from ..packforcing.generate.long_video import LongVideo, Sampling
+from ..packforcing.generate.memory_budget import DecoderMemory, MemoryDemand, decode_plan
+from ..packforcing.generate.schedule import UPDATES
+from ..packforcing.generate.side_stream import CHOICES, overlap_wanted
+from ..packforcing.model.compressor import Compressor, CompressorChoice
 from . import adapter, types
 
 log = logging.getLogger(__name__)
@@ -154,17 +154,19 @@ class LongVideoSamplerNode(io.ComfyNode):
         streaming_vae, vae_patcher = (None, None) if vae is None else adapter.wan_vae(vae)
         progress = Progress(blocks, len_given(given, cache_config), sampling.steps)
 
-        decoder = None if vae is None else Decoding(streaming_vae.dim, streaming_vae.dtype.itemsize)
-        demand = Demand(wan.shape, wan.dtype.itemsize, layout, blocks, decoder)
+        decoder = None if vae is None else DecoderMemory(streaming_vae.dim, streaming_vae.dtype.itemsize)
+        demand = MemoryDemand(wan.shape, wan.dtype.itemsize, layout, blocks, decoder)
         patchers = [model] if vae_patcher is None else [model, vae_patcher]
         weights = sum(patcher.model_size() for patcher in patchers)
         available = adapter.device_memory(wan.device)
-        decoding = decode_plan(demand, available, str(wan.device), movable=weights, overlap=wanted(overlap, wan.device))
+        decoding = decode_plan(
+            demand, available, str(wan.device), movable=weights, overlap=overlap_wanted(overlap, wan.device)
+        )
         needed = demand.bytes(decoding.frames, decoding.overlap)
         try:
             adapter.load_models(patchers, needed)
             if streaming_vae is not None:
-                tune_layout(streaming_vae, size)
+                tune_vae_layout(streaming_vae, size)
             video = LongVideo(
                 wan,
                 wan.embed_text(context),

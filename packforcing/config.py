@@ -227,8 +227,8 @@ class CacheConfig:
         return self.top_k > 0 and block >= self.sink_blocks
 
     @property
-    def can_be_late(self) -> bool:
-        """Whether the compressed form of a block is read, but not before the block after the next (`LateCache`)."""
+    def can_defer(self) -> bool:
+        """Whether the compressed form of a block is read, but not before the block after the next (`DeferredCache`)."""
         return self.top_k > 0 and self.recent_blocks > 0
 
 
@@ -299,8 +299,8 @@ class Layout:
 
     @property
     def aside_tokens(self) -> int:
-        """Tokens that `LateCache` sets aside: what a block attended to, and the next block overwrites or rotates."""
-        return self.recent_tokens + self.mid_tokens if self.config.can_be_late else 0
+        """Tokens that `DeferredCache` sets aside: what a block attended to, and the next one overwrites or rotates."""
+        return self.recent_tokens + self.mid_tokens if self.config.can_defer else 0
 
     @property
     def context_tokens(self) -> int:

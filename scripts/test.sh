@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sets up what is needed, lints, and runs every test: bash scripts/test.sh [--setup-only] [pytest arguments...]
+# Sets up what is needed, lints, checks types, and runs every test:
+#   bash scripts/test.sh [--setup-only] [pytest arguments...]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -8,4 +9,5 @@ if [ "${1:-}" = "--setup-only" ]; then
     exit 0
 fi
 .venv/bin/ruff check .
+.venv/bin/ruff format --check .
 exec .venv/bin/pytest "$@"

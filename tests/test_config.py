@@ -9,17 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packforcing.config import (
-    MODELS,
-    CacheConfig,
-    FrameSize,
-    Layout,
-    Length,
-    default_temporal_stride,
-    video_frames,
-)
+from packforcing.config import MODELS, CacheConfig, FrameSize, Layout, Length, default_temporal_stride, video_frames
 from packforcing.errors import PackForcingError
-from packforcing.plan import plan
+from packforcing.generate.plan import plan
 
 WAN = MODELS["wan2.1-1.3b"]
 SIZE = FrameSize(832, 480)

@@ -2,7 +2,7 @@
 
 `DenseWan` is ComfyUI's `WanModel` over a whole sequence under an attention mask. `ExplicitWan` is a slow second
 implementation of the method over a state dict: nothing is kept rotated, nothing is summed ahead, every position is
-written out, and the reduced tokens take a pass of their own.
+written out, and the compressed tokens take a pass of their own.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Method:
         return [b for b in range(block) if b not in self.sinks(block) and b not in self.recents(block)]
 
     @property
-    def reduced_tokens(self) -> int:
+    def compressed_tokens(self) -> int:
         return (self.block_frames // self.temporal_stride) * (self.rows // 4) * (self.columns // 4)
 
     def full_positions(self, start: float) -> Tensor:
@@ -145,7 +145,7 @@ class Method:
             dtype=torch.float64,
         )
 
-    def reduced_positions(self, start: float, scale: float = 1.0) -> Tensor:
+    def compressed_positions(self, start: float, scale: float = 1.0) -> Tensor:
         """A compressed token stands at the centre of what it covers."""
         covered = [range(self.temporal_stride * t, self.temporal_stride * (t + 1)) for t in range(self.block_frames)]
         times = [start + scale * sum(c) / len(c) for c in covered[: self.block_frames // self.temporal_stride]]
@@ -192,9 +192,9 @@ def rotate(x: Tensor, positions: Tensor) -> Tensor:
         ],
         dim=-1,
     )
-    turns = torch.polar(torch.ones_like(angles), angles)[:, None]
+    rotary = torch.polar(torch.ones_like(angles), angles)[:, None]
     pairs = torch.view_as_complex(rearrange(x.double(), "b l h (p two) -> b l h p two", two=2).contiguous())
-    return rearrange(torch.view_as_real(pairs * turns), "b l h p two -> b l h (p two)").to(x.dtype)
+    return rearrange(torch.view_as_real(pairs * rotary), "b l h p two -> b l h (p two)").to(x.dtype)
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ class ExplicitWan:
         self.block = 0
         # For each committed block its keys (without any rotation) and values, layer by layer.
         self.full: list[list[tuple[Tensor, Tensor]]] = []
-        self.reduced: list[list[tuple[Tensor, Tensor]] | None] = []
+        self.compressed: list[list[tuple[Tensor, Tensor]] | None] = []
         self.selected: list[list[int] | None] = [None] * self.layers
         self.chosen: list[list[list[int]]] = []  # of each committed block, by layer
 
@@ -283,8 +283,8 @@ class ExplicitWan:
             keys.append(rotate(k, self.method.full_positions(full[block])))
             values.append(v)
         for block, start in zip(self.selected[i], slots, strict=True):
-            k, v = self.reduced[block][i]
-            keys.append(rotate(k, self.method.reduced_positions(start, scale)))
+            k, v = self.compressed[block][i]
+            keys.append(rotate(k, self.method.compressed_positions(start, scale)))
             values.append(v)
         return keys, values
 
@@ -295,7 +295,9 @@ class ExplicitWan:
         count = max(1, round(queries.shape[1] * method.query_fraction))
         sampled = [n * queries.shape[1] // count for n in range(count)]
         queries = rotate(queries, method.full_positions(0) * torch.tensor([0, 1, 1]))[:, sampled, :n_opt]
-        keys = rotate(self.reduced[block][i][0], method.reduced_positions(0) * torch.tensor([0, 1, 1]))[:, :, :n_opt]
+        keys = rotate(self.compressed[block][i][0], method.compressed_positions(0) * torch.tensor([0, 1, 1]))[
+            :, :, :n_opt
+        ]
         products = torch.einsum("bihd,bjhd->bhij", queries, keys) / queries.shape[-1] ** 0.5
         return (products.sum((2, 3)).double().sum() / (queries.shape[0] * n_opt)).item()
 
@@ -327,10 +329,10 @@ class ExplicitWan:
             hidden = self.layer(i, hidden, modulations, self_attention)
         return hidden, embedding, cached
 
-    def reduced_pass(self, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Reduced tokens see the history without the current block, and themselves."""
+    def compressed_pass(self, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Compressed tokens see the history without the current block, and themselves."""
         _, modulations = self.time(0.0)
-        positions = self.method.reduced_positions(self.method.starts(self.block)[0][self.block])
+        positions = self.method.compressed_positions(self.method.starts(self.block)[0][self.block])
         cached = []
 
         def self_attention(i: int, hidden: Tensor) -> Tensor:
@@ -353,10 +355,10 @@ class ExplicitWan:
         _, _, t, h, w = x.shape
         return rearrange(out, "b (t h w) (p q c) -> b c t (h p) (w q)", t=t, h=h // 2, w=w // 2, p=2, q=2)
 
-    def commit(self, x0: Tensor, reduced: Tensor | None) -> None:
+    def clean_pass(self, x0: Tensor, compressed: Tensor | None) -> None:
         _, _, cached = self.full_pass(x0, 0.0)
         self.full.append(cached)
-        self.reduced.append(None if reduced is None else self.reduced_pass(reduced))
+        self.compressed.append(None if compressed is None else self.compressed_pass(compressed))
         self.chosen.append(self.selected)
         self.selected = [None] * self.layers
         self.block += 1

@@ -14,12 +14,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..cache import Cache
+from ..cache.cache import Cache
+from ..cache.rope import EAGER_ROTARY, RotaryOps
 from ..config import LATENT_CHANNELS, Layout, ModelShape
-from ..rope import EAGER, Turns
-from ..sampler import Sampling, noise_generator
-from ..schedule import few_step_update, predicted_x0, sigmas
-from ..wan import CausalWan, TextKV
+from ..generate.long_video import Sampling, noise_generator
+from ..generate.schedule import few_step_update, predicted_x0, sigmas
+from ..model.causal_wan import CausalWan, TextKV
 from .clock import elapsed_ms, free_bytes
 from .stages import spread
 
@@ -43,14 +43,14 @@ class UnboundedCache(Cache):
         blocks: int,
         device: torch.device,
         dtype: torch.dtype,
-        turns: Turns = EAGER,
+        rotary: RotaryOps = EAGER_ROTARY,
     ) -> None:
         frames = layout.config.block_frames
         config = replace(layout.config, sink_frames=blocks * frames, recent_frames=0, top_k=0, position_range=0)
         layout = replace(layout, config=config)
         self.complete_bytes = model.kv_bytes(blocks * layout.tokens_per_block, dtype.itemsize)
         self.shared = 2 * self.complete_bytes > free_bytes(device)
-        super().__init__(layout, replace(model, layers=1) if self.shared else model, device, dtype, turns=turns)
+        super().__init__(layout, replace(model, layers=1) if self.shared else model, device, dtype, rotary=rotary)
         if self.shared:
             for one_per_layer in (self.keys, self.values, self._live, self._mid_content):
                 one_per_layer *= model.layers
@@ -61,13 +61,18 @@ class ConcatenatingCache(Cache):
     """The same three partitions kept as separate tensors, joined by `torch.cat` in every layer of every step."""
 
     def __init__(
-        self, layout: Layout, model: ModelShape, device: torch.device, dtype: torch.dtype, turns: Turns = EAGER
+        self,
+        layout: Layout,
+        model: ModelShape,
+        device: torch.device,
+        dtype: torch.dtype,
+        rotary: RotaryOps = EAGER_ROTARY,
     ) -> None:
-        super().__init__(layout, model, device, dtype, turns=turns)
+        super().__init__(layout, model, device, dtype, rotary=rotary)
         self._fresh: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * model.layers
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        self._fresh[layer] = self._turns.rotate(keys, self._current_rotation), values
+        self._fresh[layer] = self._rotary.rotate(keys, self._current_rotation), values
 
     def context(self, layer: int) -> tuple[Tensor, Tensor]:
         history = [self._slot_tokens(block) for block in self.partition.sink]
@@ -107,9 +112,9 @@ def fill(cache: Cache, blocks: int) -> None:
             for layer in range(model.layers):
                 cache.write(layer, *full)
         if config.becomes_mid(block):
-            reduced = random_kv(layout.compressed_tokens_per_block)
+            compressed = random_kv(layout.compressed_tokens_per_block)
             for layer in range(model.layers):
-                cache.write_reduced(layer, *reduced)
+                cache.write_compressed(layer, *compressed)
         cache.end()
 
 
@@ -118,10 +123,10 @@ def fill(cache: Cache, blocks: int) -> None:
 
 @dataclass(frozen=True)
 class BlockInput:
-    """What one block is made from: the noise of each step [B, 16, T, h, w], and its reduced tokens [B, N_c, d]."""
+    """What one block is made from: the noise of each step [B, 16, T, h, w], and its compressed tokens [B, N_c, d]."""
 
     noises: tuple[Tensor, ...]
-    reduced: Tensor
+    compressed: Tensor
 
 
 def block_input(wan: CausalWan, layout: Layout, sampling: Sampling, index: int) -> BlockInput:
@@ -131,8 +136,8 @@ def block_input(wan: CausalWan, layout: Layout, sampling: Sampling, index: int) 
     latent = (1, LATENT_CHANNELS, layout.config.block_frames, size.latent_height, size.latent_width)
     precision = torch.promote_types(wan.dtype, torch.float32)
     noises = tuple(torch.randn(latent, generator=generator).to(wan.device, precision) for _ in range(sampling.steps))
-    reduced = torch.randn((1, layout.compressed_tokens_per_block, wan.shape.dim), generator=generator)
-    return BlockInput(noises, reduced.to(wan.device, wan.dtype))
+    compressed = torch.randn((1, layout.compressed_tokens_per_block, wan.shape.dim), generator=generator)
+    return BlockInput(noises, compressed.to(wan.device, wan.dtype))
 
 
 @torch.no_grad()
@@ -148,7 +153,7 @@ def make_block(wan: CausalWan, text: TextKV, cache: Cache, sampling: Sampling, g
             x = predicted_x0(x, velocity, sigma)
         else:
             x = few_step_update(x, velocity, sigma, levels[step + 1], given.noises[step + 1])
-    wan.commit(x, text, cache, given.reduced if cache.config.becomes_mid(index) else None)
+    wan.clean_pass(x, text, cache, given.compressed if cache.config.becomes_mid(index) else None)
     cache.end()
     return x
 
@@ -184,11 +189,11 @@ def contest(
         compression_ms: added to the caches that need the compressor's tokens.
     """
     shape, device, dtype = wan.shape, wan.device, wan.dtype
-    unbounded = UnboundedCache(layout, shape, index + repeats, device, dtype, wan.turns)
+    unbounded = UnboundedCache(layout, shape, index + repeats, device, dtype, wan.rotary)
     caches: dict[str, Cache] = {
-        OURS: Cache(layout, shape, device, dtype, turns=wan.turns),
+        OURS: Cache(layout, shape, device, dtype, rotary=wan.rotary),
         UNBOUNDED: unbounded,
-        CONCATENATING: ConcatenatingCache(layout, shape, device, dtype, wan.turns),
+        CONCATENATING: ConcatenatingCache(layout, shape, device, dtype, wan.rotary),
     }
     with torch.no_grad():
         for cache in caches.values():

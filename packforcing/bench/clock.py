@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..stopwatch import Stopwatch
+from ..generate.stopwatch import Stopwatch
 
 R = TypeVar("R")
 

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..attention import Attention, fast_attention
-from ..compressor import lr_latents
 from ..config import LATENT_CHANNELS, PATCH, VAE_TIME_STRIDE, Layout
-from ..fp8 import product, rounded
-from ..tree import MODULATIONS, WanSizes
-from ..vae import StreamingDecoder, WanVAE
+from ..model.attention import Attention, fast_attention
+from ..model.compressor import lr_latents
+from ..model.fp8_linear import product, rounded
+from ..model.vae import StreamingDecoder, WanVAE
+from ..model.wan_modules import MODULATIONS, WanSizes
 from .clock import best_ms
 
 CPU_FLOP_PER_CALL = 2e10  # a CPU's rate shows on part of the rows, and all of them would take minutes
@@ -82,13 +82,13 @@ def denoise_work(sizes: WanSizes, tokens: int, context: int, text: int, itemsize
     )
 
 
-def clean_work(sizes: WanSizes, tokens: int, reduced: int, context: int, text: int, itemsize: int) -> PassWork:
-    """The clean pass: `reduced` more tokens, which attend to each other in place of the block; the last layer only
+def clean_work(sizes: WanSizes, tokens: int, compressed: int, context: int, text: int, itemsize: int) -> PassWork:
+    """The clean pass: `compressed` more tokens, which attend to each other in place of the block; the last layer only
     makes keys and values (and queries, by which it would select)."""
-    dim, rows, whole = sizes.dim, tokens + reduced, sizes.layers - 1
+    dim, rows, whole = sizes.dim, tokens + compressed, sizes.layers - 1
     attention = _attend(tokens, context, dim, itemsize)
-    if reduced:
-        attention += _attend(reduced, context - tokens + reduced, dim, itemsize)
+    if compressed:
+        attention += _attend(compressed, context - tokens + compressed, dim, itemsize)
     return PassWork(
         _layer_linear(sizes, rows, itemsize) * whole
         + _matmul(rows, dim, dim, itemsize) * 3
@@ -282,19 +282,19 @@ def stage_floors(
         archive_on_host: whether they come over the bus.
     """
     tokens, context = layout.tokens_per_block, attended_tokens(layout, block)
-    reduced = layout.compressed_tokens_per_block if layout.config.becomes_mid(block) else 0
+    compressed = layout.compressed_tokens_per_block if layout.config.becomes_mid(block) else 0
     floors = {
         "denoise": steps * pass_ms(denoise_work(sizes, tokens, context, text, itemsize), rates),
-        "clean_pass": pass_ms(clean_work(sizes, tokens, reduced, context, text, itemsize), rates),
+        "clean_pass": pass_ms(clean_work(sizes, tokens, compressed, context, text, itemsize), rates),
     }
-    slot_bytes = reduced * 2 * sizes.dim * itemsize
+    slot_bytes = compressed * 2 * sizes.dim * itemsize
     # Out: read and written on the device, or once over the bus. In: every layer of the block that ends.
-    moved = (slots_written + (sizes.layers if reduced else 0)) * slot_bytes
+    moved = (slots_written + (sizes.layers if compressed else 0)) * slot_bytes
     floors["selection"] = 1000 * (moved / rates.host_copy if archive_on_host else 2 * moved / rates.copy)
     if vae_dim is not None:
         decode, encode = vae_flop(vae_dim, layout)
         floors["decode"] = 1000 * decode / rates.vae_gemm
-        if reduced:
-            patches = _matmul(reduced, LATENT_CHANNELS * PATCH * PATCH, sizes.dim, itemsize)
+        if compressed:
+            patches = _matmul(compressed, LATENT_CHANNELS * PATCH * PATCH, sizes.dim, itemsize)
             floors["compression"] = 1000 * (encode / rates.vae_gemm + patches.flop / rates.gemm)
     return floors

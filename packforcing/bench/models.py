@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..compressor import Compressor
 from ..config import COMPRESSED_SPACE_STRIDE, PATCH, TEXT_TOKENS, VAE_DIMS, VAE_TIME_STRIDE, Layout
-from ..loading import ready
-from ..tree import SIZES, WanTree, build_tree, random_state_dict
-from ..vae import WanVAE, init_vae
-from ..wan import CausalWan, TextKV
+from ..model.causal_wan import CausalWan, TextKV
+from ..model.compressor import Compressor
+from ..model.load import make_causal_wan
+from ..model.vae import WanVAE, init_vae
+from ..model.wan_modules import SIZES, WanModules, build_wan_modules, random_state_dict
 
 SEED = 0
 VAE_DTYPE = torch.bfloat16
@@ -25,8 +25,8 @@ def random_wan(
     model: str, device: torch.device, dtype: torch.dtype, linear_dtype: str = "model", compiled: bool = False
 ) -> CausalWan:
     """A transformer of the sizes `model`; the random numbers are drawn on the device, where that takes no time."""
-    tree = build_tree(SIZES[model], random_state_dict(SIZES[model], SEED, device))
-    return ready(tree, device, dtype, linear_dtype, compiled)
+    modules = build_wan_modules(SIZES[model], random_state_dict(SIZES[model], SEED, device))
+    return make_causal_wan(modules, device, dtype, linear_dtype, compiled)
 
 
 def random_vae(model: str, device: torch.device) -> WanVAE:
@@ -37,17 +37,17 @@ def random_vae(model: str, device: torch.device) -> WanVAE:
 def weight_bytes(model: str, dtype: torch.dtype, linear_dtype: str = "model") -> int:
     """Bytes of the weights of a transformer of the sizes `model`, and of its VAE."""
     with torch.device("meta"):
-        tree, vae = WanTree(SIZES[model]), WanVAE(VAE_DIMS[model])
-    count = {part: sum(tensor.numel() for tensor in part.state_dict().values()) for part in (tree, vae)}
+        modules, vae = WanModules(SIZES[model]), WanVAE(VAE_DIMS[model])
+    count = {part: sum(tensor.numel() for tensor in part.state_dict().values()) for part in (modules, vae)}
     in_fp8 = 0
     if linear_dtype != "model":
-        in_fp8 = sum(part.weight.numel() for part in tree.blocks.modules() if isinstance(part, nn.Linear))
-    return (count[tree] - in_fp8) * dtype.itemsize + in_fp8 + count[vae] * VAE_DTYPE.itemsize
+        in_fp8 = sum(part.weight.numel() for part in modules.blocks.modules() if isinstance(part, nn.Linear))
+    return (count[modules] - in_fp8) * dtype.itemsize + in_fp8 + count[vae] * VAE_DTYPE.itemsize
 
 
 def random_text(wan: CausalWan) -> TextKV:
     """A prompt of full length."""
-    width = wan.tree.text_embedding[0].in_features
+    width = wan.modules.text_embedding[0].in_features
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         return wan.embed_text(torch.randn((1, TEXT_TOKENS, width), generator=generator))

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..sampler import LongVideo
+from ..generate.long_video import LongVideo
 from .clock import held_bytes, peak_bytes, reset_peak
 from .stages import MeasuredBlock, first_full, spread, steady
 

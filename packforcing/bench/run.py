@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from ..compressor import Compressor
+from .. import plots
+from ..byte_units import readable_bytes
 from ..config import (
     TEXT_TOKENS,
     VAE_DIMS,
@@ -31,26 +32,17 @@ from ..config import (
     ModelShape,
     default_temporal_stride,
 )
+from ..devices import memory_of
 from ..errors import PackForcingError
-from ..fit import Decoding, Demand, decode_plan
-from ..loading import check_speed, memory_of
-from ..sampler import LongVideo, Sampling
-from ..training import plots
-from ..tree import SIZES
-from ..tuning import tune_layout, tuned_attention
-from ..units import readable_bytes
+from ..generate.autotune import tune_vae_layout, tuned_attention
+from ..generate.long_video import LongVideo, Sampling
+from ..generate.memory_budget import DecoderMemory, MemoryDemand, decode_plan
+from ..model.compressor import Compressor
+from ..model.load import check_speed
+from ..model.wan_modules import SIZES
 from .baselines import comparison, contest
 from .floors import Rates, best_of, measure_rates, stage_floors
-from .models import (
-    MODELS,
-    VAE_DTYPE,
-    NoVAE,
-    PooledLatents,
-    random_text,
-    random_vae,
-    random_wan,
-    weight_bytes,
-)
+from .models import MODELS, VAE_DTYPE, NoVAE, PooledLatents, random_text, random_vae, random_wan, weight_bytes
 from .overlap import blocks_to_make, overlap_report, run_overlapped
 from .stages import (
     PASSES,
@@ -222,7 +214,7 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
     channels_last = None
     if settings.vae:
         vae, compressor = random_vae(settings.model, device), Compressor(layout.temporal_stride)
-        channels_last = tune_layout(vae, layout.size)
+        channels_last = tune_vae_layout(vae, layout.size)
         if settings.compiled:
             vae.compile_norms()
     else:
@@ -323,10 +315,10 @@ def model_shape(settings: Settings) -> ModelShape:
     return ModelShape(sizes.layers, sizes.dim, sizes.heads)
 
 
-def demanded(settings: Settings) -> Demand:
+def demanded(settings: Settings) -> MemoryDemand:
     """What the run takes beside the weights, by count."""
-    decoding = Decoding(VAE_DIMS[settings.model], VAE_DTYPE.itemsize) if settings.vae else None
-    return Demand(model_shape(settings), settings.dtype.itemsize, settings.layout, settings.blocks, decoding)
+    decoding = DecoderMemory(VAE_DIMS[settings.model], VAE_DTYPE.itemsize) if settings.vae else None
+    return MemoryDemand(model_shape(settings), settings.dtype.itemsize, settings.layout, settings.blocks, decoding)
 
 
 @contextmanager
@@ -340,7 +332,7 @@ def frame_writer(settings: Settings, notes: list[str]) -> Iterator[Any]:
         notes.append("no file was written: av is not installed")
         yield None
         return
-    from ..video import VideoWriter  # needs av, which a bare checkout on a rented GPU may lack
+    from ..files.video import VideoWriter  # needs av, which a bare checkout on a rented GPU may lack
 
     size = settings.layout.size
     with (

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ..config import CacheConfig
-from ..record import CacheRecord
-from ..sampler import LongVideo
-from ..vae import WanVAE
+from ..generate.long_video import LongVideo
+from ..generate.record import CacheRecord
+from ..model.vae import WanVAE
 from .clock import Clock, held_bytes, peak_bytes, reset_peak
 
 STAGES = ("denoise", "selection", "decode", "write", "compression", "clean_pass")
@@ -92,9 +92,9 @@ def _stages(video: LongVideo, index: int, parts: dict[str, float], written: bool
         stages["write"] = parts["write"]
     if index > 0:
         before = record.blocks[index - 1].seconds
-        stages["clean_pass"] = 1000 * before["commit"] - parts["archive"]
-        if "compress" in before:
-            stages["compression"] = 1000 * before["compress"]
+        stages["clean_pass"] = 1000 * before["clean_pass"] - parts["archive"]
+        if "compression" in before:
+            stages["compression"] = 1000 * before["compression"]
     return stages
 
 
@@ -159,7 +159,7 @@ def memory_by_owner(video: LongVideo, peak_bytes: int | None) -> dict[str, int |
     """
     cache, archive = video.cache, video.cache.archive
     owners: dict[str, int | None] = {
-        "weights": _parameter_bytes(video.wan.tree),
+        "weights": _parameter_bytes(video.wan.modules),
         "text": sum(keys.nbytes + values.nbytes for keys, values in video.text.layers),
         "vae": _parameter_bytes(video.vae) if isinstance(video.vae, WanVAE) else 0,
         "kv_buffers": cache.allocated_bytes - archive.device_bytes - archive.allocated_key_sum_bytes,

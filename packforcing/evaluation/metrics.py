@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from ..config import VAE_TIME_STRIDE, video_frames
 from ..errors import PackForcingError
-from ..training.world import (
+from ..world.scenes import (
     COLOURS,
     FPS,
     FRAME,

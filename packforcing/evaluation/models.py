@@ -8,13 +8,15 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints import load_compressor, read_state_dict
-from ..compressor import Compressor, CompressorChoice
-from ..demo import VAE_DTYPE, demo_compressor, demo_transformer, demo_vae
-from ..loading import digest, load_tree, usable_device
-from ..tree import SIZES, build_tree
-from ..vae import WanVAE, load_vae
-from ..wan import CausalWan
+from ..demo.models import VAE_DTYPE, demo_compressor, demo_transformer, demo_vae
+from ..devices import usable_device
+from ..files.compressor_file import load_compressor
+from ..files.weights import read_state_dict
+from ..model.causal_wan import CausalWan
+from ..model.compressor import Compressor, CompressorChoice
+from ..model.load import digest, load_wan_modules
+from ..model.vae import WanVAE, load_vae
+from ..model.wan_modules import SIZES, build_wan_modules
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TRAINING_FREE = CompressorChoice("training-free (LR branch)")
@@ -53,7 +55,7 @@ class Models:
     def digests(self) -> dict[str, str]:
         """A hash of each part's weights; "" for a compressor without any."""
         return {
-            "model": digest(self.wan.tree.state_dict()),
+            "model": digest(self.wan.modules.state_dict()),
             "vae": digest(self.vae.state_dict()),
             "compressor": digest(self.trained.state_dict or {}),
         }
@@ -64,9 +66,9 @@ def load(sources: Sources) -> Models:
     cannot be used here."""
     device = usable_device(sources.device)
     dtype = DTYPES[sources.dtype]
-    tree = load_tree(sources.model) if sources.model else build_tree(SIZES["tiny"], demo_transformer())
+    modules = load_wan_modules(sources.model) if sources.model else build_wan_modules(SIZES["tiny"], demo_transformer())
     vae = load_vae(read_state_dict(sources.vae)[0] if sources.vae else demo_vae(), VAE_DTYPE, device)
-    wan = CausalWan(tree.to(device, dtype), dtype=dtype, device=device)
+    wan = CausalWan(modules.to(device, dtype), dtype=dtype, device=device)
     return Models(wan, vae, compressor_choice(sources))
 
 

@@ -29,25 +29,15 @@ import numpy as np
 import torch
 
 from ..config import FrameSize
-from ..demo import SAMPLING
+from ..demo.models import SAMPLING
 from ..errors import PackForcingError
-from ..sampler import Sampling
-from ..schedule import UPDATES
-from ..training.plots import available
+from ..generate.long_video import Sampling
+from ..generate.schedule import UPDATES
+from ..plots import available
 from .models import DTYPES, Models, Sources, load
 from .plots import quality_over_time
 from .policies import POLICIES, policy
-from .runs import (
-    BLOCK_FRAMES,
-    Result,
-    Run,
-    Settings,
-    add_result,
-    blocks,
-    fingerprint,
-    make,
-    read_results,
-)
+from .runs import BLOCK_FRAMES, Result, Run, Settings, add_result, blocks, fingerprint, make, read_results
 from .summary import compared, costs, notes, summarise, table
 
 RESULTS, SUMMARY, TABLE, PLOT = "runs.jsonl", "evaluation.json", "table.md", "quality.png"

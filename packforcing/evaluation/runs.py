@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from ..config import CacheConfig, FrameSize, Layout, Length, default_temporal_stride
+from ..demo.text import encode_prompt
 from ..errors import PackForcingError
+from ..generate.long_video import LongVideo, Sampling
 from ..pixels import to_uint8
-from ..sampler import LongVideo, Sampling
-from ..text import encode_prompt
-from ..training.world import FPS, evaluation_prompts
+from ..world.scenes import FPS, evaluation_prompts
 from .metrics import FIRST_SECONDS, evaluate_video
 from .models import Models, Sources
 from .policies import Policy

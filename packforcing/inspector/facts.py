@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import Layout, video_frames
-from ..record import BlockRecord, CacheRecord
+from ..generate.record import BlockRecord, CacheRecord
 
 TOP_MIDS = 5  # most attended mid blocks that are listed
 

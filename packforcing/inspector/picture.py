@@ -8,9 +8,9 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..byte_units import byte_unit
 from ..errors import PackForcingError
-from ..record import PARTITIONS, CacheRecord
-from ..units import byte_unit
+from ..generate.record import PARTITIONS, CacheRecord
 from .facts import (
     attended_mids,
     counted,

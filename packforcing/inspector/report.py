@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..byte_units import readable_bytes
 from ..config import MODELS
-from ..record import STAGES, CacheRecord
-from ..units import readable_bytes
+from ..generate.record import STAGES, CacheRecord
 from .facts import (
     attended_mids,
     bytes_per_value,

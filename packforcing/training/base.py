@@ -5,9 +5,9 @@ given the clean passes of the blocks before it, then has its own clean pass. Gra
 
 Three things prepare the model for the long runs that it will never see in training:
 
-- The history is often partitioned (`HISTORIES`): blocks are dropped, or reduced by the compressor's LR branch, so that
-  sinks, compressed mid blocks and gaps in time are nothing new. A clip of five blocks has few mid blocks, so in some
-  steps all mid slots are filled with those there are: as many tokens, and sinks as far away, as late in a video.
+- The history is often partitioned (`HISTORIES`): blocks are dropped, or compressed by the compressor's LR branch, so
+  that sinks, compressed mid blocks and gaps in time are nothing new. A clip of five blocks has few mid blocks. So in
+  some steps all mid slots are filled with those there are: as many tokens, and sinks as far away, as late in a video.
 - Clean passes see latents with a little noise (`history_noise`), as a model's own output is a little wrong; without it,
   small errors of one block become the next one's truth, and grow.
 - Blocks are cut out of the clip at every noise level, independently of each other.
@@ -29,23 +29,23 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..attention import training_attention
-from ..cache import Cache
-from ..checkpoints import read_state_dict
+from ..cache.cache import Cache
 from ..config import CacheConfig, FrameSize, Layout
-from ..demo import demo_vae
+from ..demo.models import demo_vae
+from ..demo.text import encode_prompt
 from ..errors import PackForcingError
-from ..loading import load_tree
-from ..text import encode_prompt
-from ..tree import SIZES, WanSizes, WanTree, build_tree, random_state_dict
-from ..vae import load_vae
-from ..wan import CausalWan
+from ..files.weights import read_state_dict
+from ..model.attention import training_attention
+from ..model.causal_wan import CausalWan
+from ..model.load import load_wan_modules
+from ..model.vae import load_vae
+from ..model.wan_modules import SIZES, WanModules, WanSizes, build_wan_modules, random_state_dict
+from ..world.scenes import FRAME, opened, parse
 from . import options as common
 from .blocks import noise_levels, spread, walk
 from .clips import ClipSet, LatentClips, prepare
 from .loop import Learner, Micro, Outcome, train, whole
 from .optimizers import muon_and_adamw
-from .world import FRAME, opened, parse
 
 BLOCK_FRAMES = 4
 
@@ -69,7 +69,7 @@ class History:
 HISTORIES = (
     History(sink_frames=16, recent_frames=4, top_k=0, share=0.35),  # everything
     History(sink_frames=8, recent_frames=4, top_k=0, share=0.15),  # gaps
-    History(sink_frames=4, recent_frames=4, top_k=16, share=0.10),  # reduced blocks between
+    History(sink_frames=4, recent_frames=4, top_k=16, share=0.10),  # compressed blocks between
     History(sink_frames=0, recent_frames=4, top_k=16, share=0.05),
     History(sink_frames=8, recent_frames=4, top_k=16, share=0.10, repeat_mids=True),
     History(sink_frames=4, recent_frames=4, top_k=16, share=0.10, repeat_mids=True),
@@ -111,7 +111,7 @@ class Batch:
     clean passes, like the clips, and its levels [B, blocks]; the partition."""
 
     latents: Tensor
-    reduced: Tensor
+    compressed: Tensor
     context: Tensor
     noise: Tensor
     history_noise: Tensor
@@ -144,7 +144,7 @@ class BaseTrainer:
 
     def __init__(
         self,
-        tree: WanTree,
+        modules: WanModules,
         clips: LatentClips,
         options: BaseOptions,
         held_out: int = 32,
@@ -162,10 +162,12 @@ class BaseTrainer:
         self.block_frames = histories[0].block_frames
         self.held_out = held_out  # of each set's clips, the last, for the log
         self.cache_dtype = cache_dtype
-        self.tree = tree.requires_grad_(True).to(self.device)
-        self.wan = CausalWan(self.tree, training_attention(self.device), device=self.device)
-        optimizer = muon_and_adamw(tree, tree.blocks.parameters(), options.rate, options.betas, options.weight_decay)
-        self.learners = {"base": Learner(self.tree, optimizer, options.ema)}
+        self.modules = modules.requires_grad_(True).to(self.device)
+        self.wan = CausalWan(self.modules, training_attention(self.device), device=self.device)
+        optimizer = muon_and_adamw(
+            modules, modules.blocks.parameters(), options.rate, options.betas, options.weight_decay
+        )
+        self.learners = {"base": Learner(self.modules, optimizer, options.ema)}
         self.size = FrameSize(clips.clips.size, clips.clips.size)
         self._start = start
         # Errors count by channel as the channel does in the latents, which the VAE makes by what shows.
@@ -184,7 +186,7 @@ class BaseTrainer:
             "weights": self._start,
         }
 
-    def turns(self, step: int) -> Sequence[str]:
+    def rotary(self, step: int) -> Sequence[str]:
         return ("base",)
 
     def batch(self, micro: Micro) -> Batch:
@@ -197,16 +199,16 @@ class BaseTrainer:
         rng = np.random.default_rng(seed)
         away = number is None and self.away is not None and rng.random() < self.options.away_share
         if away:
-            latents, reduced, caption = self.away[int(rng.integers(len(self.away) - self.held_out))]
+            latents, compressed, caption = self.away[int(rng.integers(len(self.away) - self.held_out))]
         else:
             drawn = int(rng.integers(len(self.clips) - self.held_out))
-            latents, reduced, caption = self.clips[drawn if number is None else number]
+            latents, compressed, caption = self.clips[drawn if number is None else number]
         if number is None and rng.random() < self.options.open_captions:
             caption = opened(parse(caption), rng, share=1 if away else 0.5).caption(int(rng.random() < 0.25))
-        return self._noised(latents, reduced, caption, seed, rng)
+        return self._noised(latents, compressed, caption, seed, rng)
 
     def _noised(
-        self, latents: Tensor, reduced: Tensor, caption: str, seed: int, rng: np.random.Generator
+        self, latents: Tensor, compressed: Tensor, caption: str, seed: int, rng: np.random.Generator
     ) -> tuple[Any, ...]:
         generator = torch.Generator().manual_seed(seed)
         blocks = latents.shape[1] // self.block_frames
@@ -216,11 +218,11 @@ class BaseTrainer:
         noise = noise.split((self.block_frames * denoised, frames), dim=1)
         levels = torch.from_numpy(noise_levels(rng, denoised, self.options.shift)).float()
         history = self.options.history_noise * rng.random(blocks) * (rng.random(blocks) >= self.options.clean_history)
-        return latents, reduced, caption, *noise, levels, torch.from_numpy(history).float()
+        return latents, compressed, caption, *noise, levels, torch.from_numpy(history).float()
 
     def _batch(self, samples: Sequence[tuple[Any, ...]], history: History) -> Batch:
-        latents, reduced, captions, noise, history_noise, sigma, history_sigma = zip(*samples, strict=True)
-        on_device = [torch.stack(x).to(self.device) for x in (latents, reduced, noise, history_noise)]
+        latents, compressed, captions, noise, history_noise, sigma, history_sigma = zip(*samples, strict=True)
+        on_device = [torch.stack(x).to(self.device) for x in (latents, compressed, noise, history_noise)]
         return Batch(
             *on_device[:2],
             encode_prompts(captions).to(self.device),
@@ -254,7 +256,7 @@ class BaseTrainer:
                 error = F.mse_loss(velocity, noise - x0, reduction="none") * block_weights[i]
                 errors.append(error.mean(dim=(1, 2, 3, 4)))
 
-        walk(self.wan, cache, text, seen, lambda i: self.wan.patch_tokens(batch.reduced[:, i]), denoise)
+        walk(self.wan, cache, text, seen, lambda i: self.wan.patch_tokens(batch.compressed[:, i]), denoise)
         return torch.stack(errors)
 
     @torch.no_grad()
@@ -277,9 +279,9 @@ class BaseTrainer:
     def _away_sample(self, number: int) -> tuple[Any, ...]:
         """A clip with things away under its open caption, with a clean history, at one noise level."""
         rng = np.random.default_rng(number)
-        latents, reduced, caption = self.away[number]
+        latents, compressed, caption = self.away[number]
         *rest, levels, history = self._noised(
-            latents, reduced, opened(parse(caption), rng, share=1).caption(), number, rng
+            latents, compressed, opened(parse(caption), rng, share=1).caption(), number, rng
         )
         return *rest, torch.full_like(levels, MEMORY_LEVEL), torch.zeros_like(history)
 
@@ -363,7 +365,9 @@ def run(options: argparse.Namespace) -> Outcome:
 
     sizes = SIZES["tiny"]
     trainer = BaseTrainer(
-        load_tree(options.init).float() if options.init else build_tree(sizes, initial_state_dict(sizes, options.seed)),
+        load_wan_modules(options.init).float()
+        if options.init
+        else build_wan_modules(sizes, initial_state_dict(sizes, options.seed)),
         LatentClips(clip_folder, clips),
         BaseOptions(
             rate=options.rate,
@@ -383,16 +387,16 @@ def run(options: argparse.Namespace) -> Outcome:
         away=LatentClips(clip_folder, away) if away else None,
     )
     outcome = train(trainer, common.run_config(options))
-    with trainer.learners["base"].averaged() as tree:
-        output = export(tree, options.output or folder / "base.safetensors", common.provenance(options, outcome))
+    with trainer.learners["base"].averaged() as modules:
+        output = export(modules, options.output or folder / "base.safetensors", common.provenance(options, outcome))
     if common.is_main():
         print(json.dumps({"output": str(output), "bytes": output.stat().st_size, "minutes": outcome.minutes}))
     return outcome
 
 
-def export(tree: WanTree, path: str | Path, metadata: Mapping[str, str]) -> Path:
+def export(modules: WanModules, path: str | Path, metadata: Mapping[str, str]) -> Path:
     """Writes a transformer as bfloat16 safetensors under Wan 2.1's names. All processes call it, and one writes."""
-    state = {name: whole(t.detach()).to("cpu", torch.bfloat16) for name, t in tree.state_dict().items()}
+    state = {name: whole(t.detach()).to("cpu", torch.bfloat16) for name, t in modules.state_dict().items()}
     path = Path(path)
     if common.is_main():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
-from ..cache import Cache
-from ..wan import CausalWan, TextKV
+from ..cache.cache import Cache
+from ..model.causal_wan import CausalWan, TextKV
 
 
 def walk(
@@ -16,16 +16,16 @@ def walk(
     cache: Cache,
     text: TextKV,
     blocks: Sequence[Tensor],
-    reduced: Callable[[int], Tensor],
+    compressed: Callable[[int], Tensor],
     visit: Callable[[int], None],
 ) -> None:
     """Takes known blocks [B, 16, T, h, w] through the model as inference would; `visit(i)` may denoise in block i's
-    place, and `reduced(i)` gives the tokens [B, N_c, d] of a block that becomes a mid block."""
+    place, and `compressed(i)` gives the tokens [B, N_c, d] of a block that becomes a mid block."""
     for i, x0 in enumerate(blocks):
         cache.begin(i)
         visit(i)
         if i + 1 < len(blocks):
-            wan.commit(x0, text, cache, reduced(i) if cache.config.becomes_mid(i) else None)
+            wan.clean_pass(x0, text, cache, compressed(i) if cache.config.becomes_mid(i) else None)
             cache.end()
 
 

@@ -17,12 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..compressor import lr_latents, whole_block
 from ..config import VAE_TIME_STRIDE, video_frames
 from ..errors import PackForcingError
-from ..loading import digest
-from ..vae import WanVAE, encode_clip
-from .world import FPS, FRAME, LONGEST_START, render, sample_scene
+from ..model.compressor import lr_latents, whole_block
+from ..model.load import digest
+from ..model.vae import WanVAE, encode_clip
+from ..world.scenes import FPS, FRAME, LONGEST_START, render, sample_scene
 
 SHARD = 32  # clips a file
 
@@ -58,7 +58,7 @@ def clip_pixels(number: int, frames: int, size: int, away: bool = False) -> tupl
     return render(scene, frames, FPS, size, start=int(rng.integers(LONGEST_START))), scene.caption
 
 
-def reduced_latents(pixels: Tensor, clips: ClipSet, vae: WanVAE) -> Tensor:
+def compressed_latents(pixels: Tensor, clips: ClipSet, vae: WanVAE) -> Tensor:
     """What the compressor's LR branch sees of each block of a clip [1, 3, F, H, W]: [blocks, 16, T', h', w']."""
     spatial = pixels[0].to(vae.device, vae.dtype)
     first, rest = spatial.split((pixels.shape[2] - _later_frames(clips), _later_frames(clips)), dim=1)
@@ -98,14 +98,14 @@ def prepare(folder: str | Path, clips: ClipSet, vae: WanVAE, part: int = 0, part
                         "or delete them."
                     )
             continue
-        latents, reduced, captions = [], [], []
+        latents, compressed, captions = [], [], []
         for number in range(shard * SHARD, (shard + 1) * SHARD):
             pixels, caption = clip_pixels(number, video_frames(clips.latent_frames), clips.size, clips.away)
             latents.append(encode_clip(vae, pixels[None].to(vae.device, vae.dtype))[0].half().cpu())
-            reduced.append(reduced_latents(pixels[None], clips, vae).half().cpu())
+            compressed.append(compressed_latents(pixels[None], clips, vae).half().cpu())
             captions.append(caption)
         partial = path.with_suffix(".part")
-        tensors = {"latents": torch.stack(latents), "reduced": torch.stack(reduced).contiguous()}
+        tensors = {"latents": torch.stack(latents), "reduced": torch.stack(compressed).contiguous()}
         save_file(tensors, partial, metadata={"captions": json.dumps(captions), "vae": encoder})
         os.replace(partial, path)  # a shard is whole or absent
         written += 1
@@ -121,7 +121,7 @@ class LatentClips:
     def __init__(self, folder: str | Path, clips: ClipSet) -> None:
         self.clips = clips
         self.captions: list[str] = []
-        latents, reduced = [], []
+        latents, compressed = [], []
         for shard in range(clips.shards):
             path = shard_path(Path(folder), clips, shard)
             if not path.exists():
@@ -130,14 +130,14 @@ class LatentClips:
                 )
             with safe_open(path, framework="pt") as file:
                 latents.append(file.get_tensor("latents"))
-                reduced.append(file.get_tensor("reduced"))
+                compressed.append(file.get_tensor("reduced"))
                 self.captions += json.loads(file.metadata()["captions"])
         self.latents = torch.cat(latents)[: clips.count]
-        self.reduced = torch.cat(reduced)[: clips.count]
+        self.compressed = torch.cat(compressed)[: clips.count]
 
     def __len__(self) -> int:
         return self.clips.count
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor, str]:
         """Latents [16, T, h, w] and the LR branch's of its blocks [blocks, 16, T', h', w'], float32; the caption."""
-        return self.latents[number].float(), self.reduced[number].float(), self.captions[number]
+        return self.latents[number].float(), self.compressed[number].float(), self.captions[number]

@@ -20,19 +20,19 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..cache import Cache
-from ..checkpoints import CompressorMetadata, save_compressor
-from ..compressor import HRBranch
+from ..cache.cache import Cache
 from ..config import LATENT_CHANNELS, CacheConfig, Layout
+from ..demo.text import encode_prompt
 from ..errors import PackForcingError
-from ..text import encode_prompt
-from ..wan import CausalWan
+from ..files.compressor_file import CompressorMetadata, save_compressor
+from ..model.causal_wan import CausalWan
+from ..model.compressor import HRBranch
+from ..world.scenes import evaluation_prompts, sample_scene
 from . import options as common
 from .blocks import noise_levels, spread, walk
 from .loop import Learner, Micro, Outcome, train, whole
 from .models import add_model_arguments, default_channels, encoded_prompts, setting
 from .rollouts import Rollout, Rollouts, RolloutShape, prepare
-from .world import evaluation_prompts, sample_scene
 
 PROMPT_SEED = 5_000_000_000  # scenes whose captions are the rollouts' prompts; clips have other seeds
 
@@ -43,7 +43,7 @@ class Batch:
     noise level of each block [B, blocks]; the blocks that are denoised."""
 
     latents: Tensor
-    reduced: Tensor
+    compressed: Tensor
     context: Tensor
     noise: Tensor
     sigma: Tensor
@@ -90,7 +90,7 @@ class CompressorTrainer:
         self.shift = shift
         self.targets = targets
         self.layout = layout
-        self.blocks = blocks = len(rollouts[0].reduced)
+        self.blocks = blocks = len(rollouts[0].compressed)
         self.first = layout.config.sink_blocks + layout.config.recent_blocks + 1  # the first block with a mid block
         if self.first >= blocks:
             raise PackForcingError(
@@ -107,7 +107,7 @@ class CompressorTrainer:
         layout = {"config": config, "size": asdict(self.layout.size)}
         return {**self._options, "channels": channels, **layout, "rollouts": len(self.rollouts)}
 
-    def turns(self, step: int) -> Sequence[str]:
+    def rotary(self, step: int) -> Sequence[str]:
         return ("hr",)
 
     def batch(self, micro: Micro) -> Batch:
@@ -119,7 +119,7 @@ class CompressorTrainer:
     def _batch(self, drawn: Sequence[tuple[int, int]], targets: tuple[int, ...]) -> Batch:
         """Rollouts by (seed of the noise, number)."""
         samples: list[Rollout] = [self.rollouts[number] for _, number in drawn]
-        blocks = len(samples[0].reduced)
+        blocks = len(samples[0].compressed)
         noise, sigma = [], []
         for (seed, _), sample in zip(drawn, samples, strict=True):
             noise.append(torch.randn(sample.latents.shape, generator=torch.Generator().manual_seed(seed)))
@@ -127,7 +127,7 @@ class CompressorTrainer:
         context = nn.utils.rnn.pad_sequence([sample.context for sample in samples], batch_first=True)
         return Batch(
             torch.stack([sample.latents for sample in samples]).to(self.device),
-            torch.stack([sample.reduced for sample in samples]).to(self.device),
+            torch.stack([sample.compressed for sample in samples]).to(self.device),
             context.to(self.device),
             torch.stack(noise).to(self.device),
             torch.stack(sigma),
@@ -161,7 +161,7 @@ class CompressorTrainer:
     def lr_tokens(self, batch: Batch, block: int) -> Tensor:
         """The training-free form's tokens [B, N_c, d] of a block."""
         size = self.layout.size
-        small = batch.reduced[:, block, ..., : 2 * size.compressed_rows, : 2 * size.compressed_columns]
+        small = batch.compressed[:, block, ..., : 2 * size.compressed_rows, : 2 * size.compressed_columns]
         return self.wan.patch_tokens(small)
 
     def dual_tokens(self, batch: Batch, block: int) -> Tensor:

@@ -33,21 +33,21 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..attention import training_attention
-from ..cache import Cache
-from ..checkpoints import load_compressor
-from ..compressor import Compressor, HRBranch, hr_branch
+from ..cache.cache import Cache
 from ..config import LATENT_CHANNELS, CacheConfig, Layout
+from ..demo.text import encode_prompt
 from ..errors import PackForcingError
-from ..schedule import few_step_update, predicted_x0, sigmas
-from ..text import encode_prompt
-from ..vae import StreamingDecoder, WanVAE
-from ..wan import CausalWan, TextKV
+from ..files.compressor_file import load_compressor
+from ..generate.schedule import few_step_update, predicted_x0, sigmas
+from ..model.attention import training_attention
+from ..model.causal_wan import CausalWan, TextKV
+from ..model.compressor import Compressor, HRBranch, hr_branch
+from ..model.vae import StreamingDecoder, WanVAE
+from ..world.scenes import sample_scene
 from . import base, compressor, models
 from . import options as common
 from .blocks import spread
 from .loop import Learner, Micro, Outcome, RunConfig, train
-from .world import sample_scene
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ class ForcingTrainer:
 
     def __init__(
         self,
-        tree: nn.Module,
+        modules: nn.Module,
         hr: HRBranch,
         critic: nn.Module,
         teacher: nn.Module,
@@ -123,7 +123,7 @@ class ForcingTrainer:
         self.cache_dtype = cache_dtype
         self.hr = hr.requires_grad_(True).to(self.device)
         self.trees = {
-            "generator": tree.requires_grad_(True).to(self.device),
+            "generator": modules.requires_grad_(True).to(self.device),
             "critic": critic.requires_grad_(True).to(self.device),
             "teacher": teacher.requires_grad_(False).to(self.device),
         }
@@ -140,9 +140,9 @@ class ForcingTrainer:
         if fsdp:
             for name in ("generator", "critic"):
                 shard(self.trees[name])
-        generator = self._optimizer([tree, hr], self.options.generator_rate)
+        generator = self._optimizer([modules, hr], self.options.generator_rate)
         self.learners = {
-            "generator": Learner(nn.ModuleDict({"tree": tree, "hr": hr}), generator, self.options.ema),
+            "generator": Learner(nn.ModuleDict({"tree": modules, "hr": hr}), generator, self.options.ema),
             "critic": Learner(critic, self._optimizer([critic], self.options.critic_rate)),
         }
 
@@ -156,7 +156,7 @@ class ForcingTrainer:
         config = {k: v for k, v in asdict(self.layout.config).items() if not k.startswith("archive")}
         return {**asdict(self.options), "config": config, "size": asdict(self.layout.size)}
 
-    def turns(self, step: int) -> Sequence[str]:
+    def rotary(self, step: int) -> Sequence[str]:
         """The critic's in each step, and the generator's after every `critic_turns`."""
         last = step % self.options.critic_turns == self.options.critic_turns - 1
         return ("critic", "generator") if last else ("critic",)
@@ -211,13 +211,13 @@ class ForcingTrainer:
             history = x0.detach()
             with torch.no_grad():
                 frames = decoder.decode(history)
-            reduced = self._reduced(history, frames) if config.becomes_mid(i) else None
+            compressed = self._compressed(history, frames) if config.becomes_mid(i) else None
             with frozen(self.trees["generator"], with_gradient):
-                self._call("generator", partial(wan.commit, history, constant_text, cache, reduced))
+                self._call("generator", partial(wan.clean_pass, history, constant_text, cache, compressed))
             cache.end()
         return torch.cat(blocks, dim=2)
 
-    def _reduced(self, latents: Tensor, frames: Tensor) -> Tensor:
+    def _compressed(self, latents: Tensor, frames: Tensor) -> Tensor:
         """The compressor's tokens [B, N_c, d] of a finished block, with a gradient for HR only."""
         wan = self.wans["generator"]
         with torch.no_grad():
@@ -316,26 +316,26 @@ def _fsdp_module() -> tuple[type, ...]:
 
 
 @contextmanager
-def frozen(tree: nn.Module, needed: bool) -> Iterator[None]:
+def frozen(modules: nn.Module, needed: bool) -> Iterator[None]:
     """Keeps gradients of what runs inside from a tree's weights; gradients through it still flow."""
     if not needed:
         yield
         return
-    tree.requires_grad_(False)
+    modules.requires_grad_(False)
     try:
         yield
     finally:
-        tree.requires_grad_(True)
+        modules.requires_grad_(True)
 
 
-def shard(tree: nn.Module) -> None:
+def shard(modules: nn.Module) -> None:
     """FSDP over all processes: each keeps a part of the weights, of their gradients and of the optimizer's state."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     if not dist.is_initialized():
         raise PackForcingError("--fsdp shares a model among processes: start it with torchrun --nproc-per-node N.")
-    fully_shard(tree, reshard_after_forward=False)
-    register_fsdp_forward_method(tree, "call")
+    fully_shard(modules, reshard_after_forward=False)
+    register_fsdp_forward_method(modules, "call")
 
 
 class NoiseSource:
@@ -404,14 +404,14 @@ def run(options: argparse.Namespace) -> Outcome | None:
     return outcome
 
 
-def build(options: argparse.Namespace, used: models.Setting, device: torch.device) -> ForcingTrainer:
+def build(options: argparse.Namespace, used: models.TrainingModels, device: torch.device) -> ForcingTrainer:
     """The trainer that the command's options ask for."""
     if options.teacher is None and not options.model.startswith("random:"):
         raise PackForcingError(
             "DMD needs a bidirectional teacher: give --teacher FILE (for Wan, Wan2.1-T2V-1.3B; for the demo, what "
             "`train base --bidirectional` makes)."
         )
-    teacher, critic = (models.tree_of(options.teacher or options.model) for _ in range(2))
+    teacher, critic = (models.wan_modules_of(options.teacher or options.model) for _ in range(2))
     dim = used.wan.shape.dim
     if options.compressor:
         state, metadata = load_compressor(options.compressor)
@@ -438,7 +438,7 @@ def build(options: argparse.Namespace, used: models.Setting, device: torch.devic
     )
     low = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
     return ForcingTrainer(
-        used.wan.tree,
+        used.wan.modules,
         hr,
         critic.float(),
         teacher.to(low),

@@ -34,8 +34,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .. import plots
 from ..errors import PackForcingError
-from . import plots
 from .optimizers import JointOptimizer
 
 DECAYS = ("cosine", "constant")
@@ -219,7 +219,7 @@ class Trainer(Protocol):
     learners: Mapping[str, Learner]
     device: torch.device
 
-    def turns(self, step: int) -> Sequence[str]:
+    def rotary(self, step: int) -> Sequence[str]:
         """Names of the learners to update in this step, in order; a name may come again."""
         ...
 
@@ -322,7 +322,7 @@ def _resume(trainer: Trainer, checkpoints: Checkpoints, identity: Mapping[str, A
 def _one_step(trainer: Trainer, config: RunConfig, step: int) -> dict[str, float]:
     """The turns of one step; returns what to log of them."""
     record: dict[str, float] = {}
-    for turn in trainer.turns(step):
+    for turn in trainer.rotary(step):
         learner = trainer.learners[turn]
         sums: dict[str, Tensor] = {}
         for number in range(config.accumulate):

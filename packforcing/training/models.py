@@ -10,18 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..attention import training_attention
-from ..checkpoints import read_state_dict
-from ..compressor import PAPER_CHANNELS
 from ..config import CacheConfig, FrameSize, Layout
-from ..demo import demo_transformer, demo_vae
+from ..demo.models import demo_transformer, demo_vae
 from ..errors import PackForcingError
-from ..loading import load_tree
-from ..sampler import Sampling
-from ..schedule import UPDATES
-from ..tree import SIZES, WanTree, build_tree, random_state_dict
-from ..vae import WanVAE, init_vae, load_vae
-from ..wan import CausalWan
+from ..files.weights import read_state_dict
+from ..generate.long_video import Sampling
+from ..generate.schedule import UPDATES
+from ..model.attention import training_attention
+from ..model.causal_wan import CausalWan
+from ..model.compressor import PAPER_CHANNELS
+from ..model.load import load_wan_modules
+from ..model.vae import WanVAE, init_vae, load_vae
+from ..model.wan_modules import SIZES, WanModules, build_wan_modules, random_state_dict
 from .loop import PRECISIONS
 
 DEMO_CHANNELS = (32, 64, 128, 256)  # hidden, of the demo's branch; the paper's would be eight times the demo's model
@@ -46,7 +46,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Setting:
+class TrainingModels:
     """What `add_model_arguments`'s options name."""
 
     wan: CausalWan
@@ -59,16 +59,16 @@ class Setting:
 RANDOM = "random:"  # and a name of `tree.SIZES`: a model to measure costs with
 
 
-def tree_of(model: str) -> WanTree:
+def wan_modules_of(model: str) -> WanModules:
     """The transformer that an option names: demo, random:NAME, or a checkpoint's file."""
     if model == "demo":
-        return build_tree(SIZES["tiny"], demo_transformer())
+        return build_wan_modules(SIZES["tiny"], demo_transformer())
     if not model.startswith(RANDOM):
-        return load_tree(model)
+        return load_wan_modules(model)
     name = model.removeprefix(RANDOM)
     if name not in SIZES:
         raise PackForcingError(f"There is no model size '{name}': choose one of {', '.join(SIZES)}.")
-    return build_tree(SIZES[name], random_state_dict(SIZES[name], seed=0))
+    return build_wan_modules(SIZES[name], random_state_dict(SIZES[name], seed=0))
 
 
 def own_vae(demo: bool) -> Mapping[str, Tensor]:
@@ -80,7 +80,7 @@ def default_channels(model: str) -> tuple[int, ...]:
     return DEMO_CHANNELS if model in ("demo", f"{RANDOM}tiny") else PAPER_CHANNELS
 
 
-def setting(options: argparse.Namespace, device: torch.device, trained: bool = False) -> Setting:
+def setting(options: argparse.Namespace, device: torch.device, trained: bool = False) -> TrainingModels:
     """Loads the models; `trained`: the generator's weights will move, and stay in float32.
 
     Raises PackForcingError when files are missing or do not fit.
@@ -95,15 +95,15 @@ def setting(options: argparse.Namespace, device: torch.device, trained: bool = F
     config = CacheConfig(options.block, options.sink, options.recent, options.top_k)
     layout = Layout(config, size, 2 if options.block % 2 == 0 else 1)
     dtype = PRECISIONS[options.precision] or torch.float32
-    tree = tree_of(options.model)
+    modules = wan_modules_of(options.model)
     state = read_state_dict(options.vae)[0] if options.vae else own_vae(demo)
     vae_dtype = torch.bfloat16 if device.type == "cpu" else dtype
     vae = load_vae(state, vae_dtype, device).to_layout(channels_last=True)
     if trained:
         dtype = torch.float32
-    wan = CausalWan(tree.to(device, dtype), training_attention(device), dtype=dtype, device=device)
+    wan = CausalWan(modules.to(device, dtype), training_attention(device), dtype=dtype, device=device)
     sampling = Sampling(0, options.denoising_steps, options.shift, options.update)
-    return Setting(wan, vae, layout, sampling, Path(options.model).name)
+    return TrainingModels(wan, vae, layout, sampling, Path(options.model).name)
 
 
 def encoded_prompts(path: str) -> list[Tensor]:

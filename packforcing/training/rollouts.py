@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..compressor import Compressor, lr_latents, whole_block
 from ..config import CacheConfig, FrameSize, Layout
 from ..errors import PackForcingError
-from ..sampler import LongVideo, Sampling
-from ..vae import WanVAE
-from ..wan import CausalWan
+from ..generate.long_video import LongVideo, Sampling
+from ..model.causal_wan import CausalWan
+from ..model.compressor import Compressor, lr_latents, whole_block
+from ..model.vae import WanVAE
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,16 @@ def rollout_path(folder: Path, number: int) -> Path:
 
 @torch.no_grad()
 def make(wan: CausalWan, vae: WanVAE, context: Tensor, shape: RolloutShape, seed: int) -> dict[str, Tensor]:
-    """One rollout: `latents` [16, blocks * T, h, w], `reduced` [blocks, 16, T', h', w'] and `context` [L, 4096]."""
+    """One rollout: `latents` [16, blocks * T, h, w], `compressed` [blocks, 16, T', h', w'] and `context` [L, 4096]."""
     frames = shape.config.block_frames
     sampling = Sampling(seed, shape.sampling.steps, shape.sampling.shift, shape.sampling.update)
     compressor = Compressor(shape.temporal_stride)
     video = LongVideo(wan, wan.embed_text(context[None]), shape.layout, sampling, compressor, vae)
-    latents, reduced = [], []
+    latents, compressed = [], []
     for block in video.blocks(shape.blocks):
         latents.append(block.latents[0])
-        reduced.append(lr_latents(whole_block(block.frames, frames), vae, shape.temporal_stride)[0])
-    tensors = {"latents": torch.cat(latents, dim=1), "reduced": torch.stack(reduced), "context": context}
+        compressed.append(lr_latents(whole_block(block.frames, frames), vae, shape.temporal_stride)[0])
+    tensors = {"latents": torch.cat(latents, dim=1), "reduced": torch.stack(compressed), "context": context}
     return {name: tensor.half().cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -87,10 +87,10 @@ def prepare(
 
 @dataclass(frozen=True)
 class Rollout:
-    """`latents` [16, blocks * T, h, w], `reduced` [blocks, 16, T', h', w'], `context` [L, 4096]; float32."""
+    """`latents` [16, blocks * T, h, w], `compressed` [blocks, 16, T', h', w'], `context` [L, 4096]; float32."""
 
     latents: Tensor
-    reduced: Tensor
+    compressed: Tensor
     context: Tensor
 
 
@@ -117,4 +117,5 @@ class Rollouts:
         return len(self._rollouts)
 
     def __getitem__(self, number: int) -> Rollout:
-        return Rollout(**{name: tensor.float() for name, tensor in self._rollouts[number].items()})
+        stored = {name: tensor.float() for name, tensor in self._rollouts[number].items()}
+        return Rollout(stored["latents"], stored["reduced"], stored["context"])

@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..checkpoints import read_state_dict
 from ..errors import PackForcingError
-from ..vae import (
+from ..files.weights import read_state_dict
+from ..model.vae import (
     LATENT_CHANNELS,
     LATENT_MEAN,
     LATENT_STD,
@@ -38,10 +38,10 @@ from ..vae import (
     load_vae,
     normalise,
 )
+from ..plots import contact_sheet
+from ..world.scenes import FRAME, LONGEST_START, render, sample_scene
 from . import options as common
 from .loop import Learner, Micro, Outcome, train
-from .plots import contact_sheet
-from .world import FRAME, LONGEST_START, render, sample_scene
 
 QUIETEST = 0.15  # standard deviation of a normalised latent channel that hardly shows
 HELD_OUT_SEED = 7_000_000_000  # scenes of the evaluation; training's seeds are hashes
@@ -122,7 +122,7 @@ class VAETrainer:
     def describe(self) -> Mapping[str, Any]:
         return {**self._options, **asdict(self.weights), "shapes": [astuple(shape) for shape in IMAGES + CLIPS]}
 
-    def turns(self, step: int) -> Sequence[str]:
+    def rotary(self, step: int) -> Sequence[str]:
         return ("vae",)
 
     def batch(self, micro: Micro) -> tuple[Tensor, Tensor]:

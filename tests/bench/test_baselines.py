@@ -21,11 +21,11 @@ from packforcing.bench.baselines import (
     fill,
     make_block,
 )
-from packforcing.cache import Cache
+from packforcing.cache.cache import Cache
 from packforcing.config import CacheConfig, FrameSize, Layout
-from packforcing.sampler import Sampling
-from packforcing.tree import WanSizes, build_tree, random_state_dict
-from packforcing.wan import CausalWan, TextKV
+from packforcing.generate.long_video import Sampling
+from packforcing.model.causal_wan import CausalWan, TextKV
+from packforcing.model.wan_modules import WanSizes, build_wan_modules, random_state_dict
 
 SMALL = WanSizes(dim=64, ffn_dim=96, layers=3, heads=2, text_dim=32, freq_dim=16)
 CONFIG = CacheConfig(block_frames=2, sink_frames=2, recent_frames=2, top_k=2)
@@ -37,7 +37,7 @@ BLOCKS = 8  # the cache is full from block 4 on, and chooses from block 5 on
 
 @pytest.fixture
 def wan() -> CausalWan:
-    return CausalWan(build_tree(SMALL, random_state_dict(SMALL, seed=1)).double(), dtype=F64)
+    return CausalWan(build_wan_modules(SMALL, random_state_dict(SMALL, seed=1)).double(), dtype=F64)
 
 
 @pytest.fixture
@@ -97,10 +97,10 @@ def test_a_filled_cache_is_where_a_made_one_is(wan: CausalWan, text: TextKV, blo
 
 
 def test_a_contest_times_each_cache_on_the_same_blocks(wan: CausalWan, text: TextKV):
-    turns: list[str] = []
-    without = contest(wan, text, LAYOUT, SAMPLING, 6, 2, 0.0, turns.append)
-    assert turns[:3] == [f"block 5: {name}" for name in (OURS, UNBOUNDED, CONCATENATING)]
-    assert len(turns) == 3 * 3
+    rotary: list[str] = []
+    without = contest(wan, text, LAYOUT, SAMPLING, 6, 2, 0.0, rotary.append)
+    assert rotary[:3] == [f"block 5: {name}" for name in (OURS, UNBOUNDED, CONCATENATING)]
+    assert len(rotary) == 3 * 3
     assert all(at.median_ms > 0 for at in without.values())
     assert without[UNBOUNDED].kv_bytes == SMALL.shape.kv_bytes(8 * LAYOUT.tokens_per_block, 8)
     assert without[OURS].kv_bytes == SMALL.shape.kv_bytes(LAYOUT.context_tokens, 8)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from packforcing.__main__ import main
 from packforcing.bench.run import growths, listed, parsed_blocks, parsed_size
 from packforcing.bench.stages import MeasuredBlock, first_full, growth, spread, stage_times, steady
+from packforcing.cli.main import main
 from packforcing.config import CacheConfig
 from packforcing.errors import PackForcingError
 

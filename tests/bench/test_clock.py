@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from packforcing import stopwatch
 from packforcing.bench import clock
 from packforcing.bench.clock import Clock, best_ms, held_bytes, peak_bytes, reset_peak
+from packforcing.generate import stopwatch
 
 CPU = torch.device("cpu")
 

@@ -23,13 +23,13 @@ from packforcing.bench.floors import (
     stage_floors,
     vae_flop,
 )
-from packforcing.cache import Cache
-from packforcing.compressor import lr_latents
+from packforcing.cache.cache import Cache
 from packforcing.config import CacheConfig, FrameSize, Layout
-from packforcing.sampler import Sampling
-from packforcing.tree import SIZES, WanSizes, build_tree, random_state_dict
-from packforcing.vae import StreamingDecoder, init_vae
-from packforcing.wan import CausalWan
+from packforcing.generate.long_video import Sampling
+from packforcing.model.causal_wan import CausalWan
+from packforcing.model.compressor import lr_latents
+from packforcing.model.vae import StreamingDecoder, init_vae
+from packforcing.model.wan_modules import SIZES, WanSizes, build_wan_modules, random_state_dict
 
 SMALL = WanSizes(dim=64, ffn_dim=96, layers=3, heads=2, text_dim=32, freq_dim=16)
 LAYOUT = Layout(CacheConfig(block_frames=2, sink_frames=2, recent_frames=2, top_k=2), FrameSize(128, 64), 2)
@@ -48,7 +48,7 @@ def paper_layout() -> Layout:
 @pytest.mark.parametrize("block", [1, 4, 7])
 @torch.no_grad()
 def test_a_passes_flop_are_what_pytorch_counts(block: int):
-    wan = CausalWan(build_tree(SMALL, random_state_dict(SMALL, seed=1)))
+    wan = CausalWan(build_wan_modules(SMALL, random_state_dict(SMALL, seed=1)))
     text = wan.embed_text(torch.randn(1, TEXT, SMALL.text_dim))
     cache = Cache(LAYOUT, SMALL.shape)
     fill(cache, block)
@@ -63,9 +63,9 @@ def test_a_passes_flop_are_what_pytorch_counts(block: int):
     assert counter.get_total_flops() - selection == flop(denoise_work(SMALL, tokens, context, TEXT, 4))
 
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        wan.commit(given.noises[0], text, cache, given.reduced)
-    reduced = LAYOUT.compressed_tokens_per_block
-    assert counter.get_total_flops() == flop(clean_work(SMALL, tokens, reduced, context, TEXT, 4))
+        wan.clean_pass(given.noises[0], text, cache, given.compressed)
+    compressed = LAYOUT.compressed_tokens_per_block
+    assert counter.get_total_flops() == flop(clean_work(SMALL, tokens, compressed, context, TEXT, 4))
 
 
 def affinity_flop(cache: Cache, block: int) -> int:

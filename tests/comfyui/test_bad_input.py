@@ -15,9 +15,9 @@ from comfyui import Client, PromptRejected, Result, Server
 from graphs import Node, Prompt, bare_latents, save_input_latent, write_model
 from safetensors.torch import load_file, save
 
-from packforcing.checkpoints import CompressorMetadata, save_compressor
-from packforcing.compressor import HRBranch
-from packforcing.demo import demo_transformer
+from packforcing.demo.models import demo_transformer
+from packforcing.files.compressor_file import CompressorMetadata, save_compressor
+from packforcing.model.compressor import HRBranch
 
 # --- bad files, made once --------------------------------------------------------------------------------------------
 

@@ -31,10 +31,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from packforcing.checkpoints import CompressorMetadata, save_compressor
-from packforcing.compressor import HRBranch
-from packforcing.demo import demo_transformer
-from packforcing.video import probe, read_video
+from packforcing.demo.models import demo_transformer
+from packforcing.files.compressor_file import CompressorMetadata, save_compressor
+from packforcing.files.video import probe, read_video
+from packforcing.model.compressor import HRBranch
 
 NODES = {
     "PackForcingModelLoader",

@@ -1,0 +1,1 @@
+"""The three-partition KV cache: partitions, archive, selection, positions, rotation."""

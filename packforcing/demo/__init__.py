@@ -1,0 +1,1 @@
+"""The demo models, which come with the library, and their text encoder."""

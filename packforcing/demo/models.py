@@ -1,0 +1,40 @@
+"""The demo models: tiny, Wan-shaped, trained on the synthetic world, so that every path runs on any machine.
+
+Their weights lie in `packforcing/weights/`, with the command that made each in its header (docs/training.md). They draw
+what their world holds (coloured shapes that move, landscapes that a camera pans over), and nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..files.compressor_file import load_compressor
+from ..files.weights import read_state_dict
+from ..generate.long_video import Sampling
+from ..model.compressor import CompressorChoice
+
+WEIGHTS = Path(__file__).parents[1] / "weights"
+# Convolutions 8 wide are ten times slower in float32 on a CPU, and bfloat16 moves a frame by 0.2 of 255 levels.
+VAE_DTYPE = torch.bfloat16
+SAMPLING = Sampling(steps=8, shift=3.0, update="euler")  # the transformer is not step-distilled
+COMPRESSOR_NAME = "demo (trained dual branch)"
+
+
+def demo_transformer() -> dict[str, Tensor]:
+    """State dict of the demo diffusion transformer (4 layers, 256 wide), float32, under Wan 2.1's names."""
+    state, _ = read_state_dict(WEIGHTS / "demo_transformer.safetensors")
+    return {name: tensor.float() for name, tensor in state.items()}
+
+
+def demo_vae() -> dict[str, Tensor]:
+    """State dict of the demo VAE (8 wide), bfloat16, under the Wan 2.1 VAE's names."""
+    state, _ = read_state_dict(WEIGHTS / "demo_vae.safetensors")
+    return {name: tensor.to(VAE_DTYPE) for name, tensor in state.items()}
+
+
+def demo_compressor() -> CompressorChoice:
+    """The demo's dual-branch compressor, which fits the demo transformer only."""
+    return CompressorChoice(COMPRESSOR_NAME, *load_compressor(WEIGHTS / "demo_compressor.safetensors"))

@@ -1,0 +1,1 @@
+"""Files: weights read safely, Wan checkpoints, compressor files, video files."""

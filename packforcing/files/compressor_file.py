@@ -1,0 +1,163 @@
+"""The compressor's file: its format, how it is written and read, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import PackForcingError
+from .file_kinds import looks_like
+from .weights import DOWNLOAD_AGAIN, SAFETENSORS_SUFFIXES, quoted, read_state_dict, some
+
+COMPRESSOR_KEY = "packforcing.compressor"
+COMPRESSOR_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressorMetadata:
+    """What a compressor file says about its HR branch (method, section 4); checks itself."""
+
+    format_version: int = COMPRESSOR_VERSION
+    model_dim: int  # width of the Wan it was trained with
+    latent_channels: int = 16
+    temporal_stride: int  # 1 or 2; 2 needs blocks of an even number of latent frames
+    hidden_channels: tuple[int, ...]  # between latent_channels and model_dim, e.g. (32, 128, 512, 2048)
+    block_frames: int  # latent frames a block
+    base_model: str = ""  # free text
+
+    def __post_init__(self) -> None:
+        _check_version("The compressor", self.format_version)
+        names = ("model_dim", "latent_channels", "temporal_stride", "block_frames")
+        numbers = {name: getattr(self, name) for name in names}
+        numbers |= {f"hidden_channels[{i}]": n for i, n in enumerate(self.hidden_channels)}
+        for name, number in numbers.items():
+            if type(number) is not int or number < 1:
+                raise PackForcingError(f"The compressor's {name} is {number!r}: it must be a whole number above 0.")
+        if self.temporal_stride not in (1, 2):
+            raise PackForcingError(f"The compressor's temporal_stride is {self.temporal_stride!r}: it must be 1 or 2.")
+        if self.block_frames % self.temporal_stride:
+            raise PackForcingError(
+                f"The compressor's temporal_stride {self.temporal_stride} does not divide its block_frames "
+                f"{self.block_frames}: use stride 1 for blocks of an odd number of frames."
+            )
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels before, between and after the HR branch's convolutions; one convolution a step."""
+        return (self.latent_channels, *self.hidden_channels, self.model_dim)
+
+
+def save_compressor(
+    path: str | os.PathLike[str], state_dict: Mapping[str, Tensor], metadata: CompressorMetadata
+) -> None:
+    """Write a compressor file; a run that is stopped midway leaves no half file under `path`.
+
+    Args:
+        path: ends in `.safetensors`, in a folder that exists.
+        state_dict: `hr.{i}.weight` [out, in, kt, kh, kw] and `hr.{i}.bias` [out] of each convolution.
+        metadata: agrees with them.
+
+    Raises:
+        PackForcingError: path, weights or metadata would not load again.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SAFETENSORS_SUFFIXES or not path.parent.is_dir():
+        raise PackForcingError(f"{path} must end in .safetensors and lie in a folder that exists: change the path.")
+    _check_compressor(state_dict, metadata, f"The compressor for {path}")
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        save_file(tensors, partial, metadata={COMPRESSOR_KEY: json.dumps(asdict(metadata))})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_compressor(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], CompressorMetadata]:
+    """Read a compressor file that `save_compressor` wrote.
+
+    Returns:
+        (state dict with `hr.{i}.weight`/`hr.{i}.bias`, on the CPU; metadata).
+
+    Raises:
+        PackForcingError: not a compressor file, of an unknown version, or weights that disagree with the
+            metadata or are not finite.
+    """
+    source = os.fspath(path)
+    checkpoint, header = read_state_dict(path)
+    text = header.get(COMPRESSOR_KEY)
+    if text is None or Path(path).suffix.lower() not in SAFETENSORS_SUFFIXES:
+        sets = [value for value in checkpoint.values() if isinstance(value, Mapping)]
+        names = [str(name) for group in (sets or [checkpoint]) for name in group]
+        what = looks_like(names)
+        looks = f", which is {what[1]}" if what and "compressor" not in what[1] else ""
+        raise PackForcingError(
+            f"{source} is not a PackForcing compressor: it is no safetensors file with '{COMPRESSOR_KEY}' in "
+            f"its header (found {some(names, 'tensor')}{looks}); choose a file that PackForcing's training "
+            "wrote, or run without one."
+        )
+    metadata = _parse_metadata(text, source)
+    _check_compressor(checkpoint, metadata, source)
+    return checkpoint, metadata
+
+
+def _parse_metadata(text: str, source: str) -> CompressorMetadata:
+    try:
+        values = json.loads(text)
+        _check_version(source, values["format_version"])  # first: another version may have other fields
+        values = {field.name: values[field.name] for field in fields(CompressorMetadata)}
+        values["hidden_channels"] = tuple(values["hidden_channels"])
+        values["base_model"] = str(values["base_model"])
+    except PackForcingError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise PackForcingError(
+            f"{source} has damaged compressor metadata ({type(error).__name__}: {error}); {DOWNLOAD_AGAIN}, "
+            "or export it again."
+        ) from error
+    try:
+        return CompressorMetadata(**values)
+    except PackForcingError as error:
+        raise PackForcingError(f"{source} cannot be used: {error}") from error
+
+
+def _check_version(source: str, version: Any) -> None:
+    if version != COMPRESSOR_VERSION:
+        raise PackForcingError(
+            f"{source} has compressor format version {version!r}, and this PackForcing knows version "
+            f"{COMPRESSOR_VERSION}: update PackForcing, or choose another compressor."
+        )
+
+
+def _check_compressor(state_dict: Mapping[str, Tensor], metadata: CompressorMetadata, source: str) -> None:
+    steps = list(enumerate(pairwise(metadata.channels)))
+    expected = {f"hr.{i}.{part}" for i, _ in steps for part in ("weight", "bias")}
+    if expected != set(state_dict):
+        raise PackForcingError(
+            f"{source} does not hold the {len(steps)} convolutions that its metadata tells of: missing "
+            f"{quoted(sorted(expected - set(state_dict))) or 'none'}, unexpected "
+            f"{quoted(sorted(set(state_dict) - expected)) or 'none'}; export it again."
+        )
+    for i, (before, after) in steps:
+        weight, bias = state_dict[f"hr.{i}.weight"], state_dict[f"hr.{i}.bias"]
+        if weight.dim() != 5 or tuple(weight.shape[:2]) != (after, before) or tuple(bias.shape) != (after,):
+            raise PackForcingError(
+                f"{source} disagrees with its metadata: 'hr.{i}' has weight {list(weight.shape)} and bias "
+                f"{list(bias.shape)} instead of [{after}, {before}, time, height, width] and [{after}]; "
+                "export it again."
+            )
+    for name, tensor in state_dict.items():
+        if not (tensor.is_floating_point() and torch.isfinite(tensor.float()).all()):
+            raise PackForcingError(
+                f"{source} cannot be used: '{name}' ({tensor.dtype}) holds values that are not finite "
+                "numbers; choose an earlier compressor of that training."
+            )

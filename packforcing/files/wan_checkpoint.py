@@ -1,0 +1,382 @@
+"""Causal-Wan checkpoints: which weights are in a file, under which names, and whether they are a Wan 2.1."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import PackForcingError
+from .file_kinds import bare_name, looks_like
+from .weights import CHOOSE_CAUSAL_WAN, quoted, read_state_dict, some
+
+# What trainers call the weights inside a torch file. Self-Forcing saves generator, critic, generator_ema
+# (its published DMD file holds generator_ema alone); Causal-Forcing generator_ema or generator; CausVid
+# generator and critic; LongLive generator, generator_ema or model. The rest are the habits of forks.
+EMA_NAMES = ("generator_ema", "ema", "model_ema", "ema_model", "state_dict_ema")
+RAW_NAMES = ("generator", "model", "state_dict", "module")
+
+
+# -------------------------------------------------------------------------------- weight sets and their names
+
+
+def pick_weight_set(
+    checkpoint: Mapping[str, Any], which: str = "auto", source: str = "the checkpoint"
+) -> dict[str, Tensor]:
+    """One set of weights out of a checkpoint, under the names it has there.
+
+    Args:
+        checkpoint: what `read_state_dict` gave.
+        which: "ema" (averaged weights), "raw" (the trained ones), or "auto" (EMA if there, else raw).
+        source: how to call the checkpoint in an error.
+
+    Raises:
+        PackForcingError: the set is not in the checkpoint; the sentence lists what is.
+    """
+    return _choose(checkpoint, which, source)[1]
+
+
+def _choose(checkpoint: Mapping[str, Any], which: str, source: str) -> tuple[str, dict[str, Tensor]]:
+    """(name of the set in the file, its tensors); the name is "" where the file is one flat set."""
+    wanted = {"auto": EMA_NAMES + RAW_NAMES, "ema": EMA_NAMES, "raw": RAW_NAMES}.get(which)
+    if wanted is None:
+        raise PackForcingError(f"There is no weight set '{which}': choose auto, ema or raw.")
+    sets = {str(k): _tensors(v) for k, v in checkpoint.items() if isinstance(v, Mapping) and _tensors(v)}
+    for name in wanted:
+        if name in sets:
+            return name, sets[name]
+    flat = _tensors(checkpoint)
+    if flat and not sets and which != "ema":
+        return "", flat
+    if flat and not sets:
+        raise PackForcingError(
+            f"{source} has no EMA weights to choose: found one set of {some(flat, 'tensor')}; choose auto."
+        )
+    known = [name for name in EMA_NAMES + RAW_NAMES if name in sets]
+    if known:
+        raise PackForcingError(f"{source} has no {which} weights: found {quoted(known)}; choose auto.")
+    if any(name.endswith("_lora") for name in sets):  # LongLive saves generator_lora, critic_lora, step
+        raise PackForcingError(
+            f"{source} is a LoRA ({quoted(sets)}), not a model: load its base model here, and apply this "
+            "file with a LoRA loader node."
+        )
+    raise PackForcingError(
+        f"{source} holds no generator weights: found {quoted(checkpoint) or 'nothing'}; {CHOOSE_CAUSAL_WAN}."
+    )
+
+
+def _tensors(mapping: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {str(name): value for name, value in mapping.items() if isinstance(value, Tensor)}
+
+
+def strip_prefixes(state_dict: Mapping[str, Tensor], source: str = "the checkpoint") -> dict[str, Tensor]:
+    """The same tensors under bare names, e.g. `blocks.0.self_attn.q.weight`, whatever wrapped the module.
+
+    Raises:
+        PackForcingError: two tensors would get one name.
+    """
+    bare: dict[str, Tensor] = {}
+    for name, tensor in state_dict.items():
+        short = bare_name(name)
+        if short in bare:
+            raise PackForcingError(
+                f"{source} holds two tensors that are both '{short}' once wrappers' prefixes are removed "
+                f"(one is '{name}'): keep one set of weights in the file."
+            )
+        bare[short] = tensor
+    return bare
+
+
+# The names of diffusers' WanTransformer3DModel, as its scripts/convert_wan_to_diffusers.py writes them. It
+# renames without touching a tensor; norm1 and its norm3 (Wan's norm2) have no weights.
+_DIFFUSERS_OUTER = {
+    "condition_embedder.text_embedder.linear_1": "text_embedding.0",
+    "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+    "condition_embedder.time_embedder.linear_1": "time_embedding.0",
+    "condition_embedder.time_embedder.linear_2": "time_embedding.2",
+    "condition_embedder.time_proj": "time_projection.1",
+    "scale_shift_table": "head.modulation",
+    "proj_out": "head.head",
+}
+_DIFFUSERS_BLOCK = {
+    "scale_shift_table": "modulation",
+    "norm2": "norm3",
+    "ffn.net.0.proj": "ffn.0",
+    "ffn.net.2": "ffn.2",
+    **{
+        f"{theirs}.{part}": f"{ours}.{short}"
+        for theirs, ours in (("attn1", "self_attn"), ("attn2", "cross_attn"))
+        for part, short in (
+            ("to_q", "q"),
+            ("to_k", "k"),
+            ("to_v", "v"),
+            ("to_out.0", "o"),
+            ("norm_q", "norm_q"),
+            ("norm_k", "norm_k"),
+        )
+    },
+}
+
+
+def from_diffusers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Wan 2.1's names for a state dict that may have diffusers' names (`blocks.0.attn1.to_q.weight`)."""
+    if not any(re.fullmatch(r"blocks\.\d+\.attn1\.to_q\.weight", name) for name in state_dict):
+        return dict(state_dict)
+    return {_from_diffusers_name(name): tensor for name, tensor in state_dict.items()}
+
+
+def _from_diffusers_name(name: str) -> str:
+    block = re.match(r"blocks\.\d+\.", name)
+    prefix = block[0] if block else ""
+    rest = name[len(prefix) :]
+    for theirs, ours in (_DIFFUSERS_BLOCK if block else _DIFFUSERS_OUTER).items():
+        if rest == theirs or rest.startswith(f"{theirs}."):
+            return prefix + ours + rest[len(theirs) :]
+    return name
+
+
+# ---------------------------------------------------------------------------------------------- what a Wan is
+
+
+@dataclass(frozen=True)
+class WanShape:
+    """The sizes of a Wan diffusion transformer, read from its weights."""
+
+    dim: int
+    layers: int
+    ffn_dim: int
+    in_channels: int
+    out_channels: int
+    text_dim: int
+    freq_dim: int
+    heads: int  # of 128 each, as in every Wan
+    patch_size: tuple[int, int, int]
+    has_image_branch: bool  # image-to-video: img_emb, and k_img/v_img in cross attention
+
+
+@dataclass(frozen=True)
+class LoadedWan:
+    """A causal Wan's weights, ready for a module tree with Wan 2.1's names."""
+
+    state_dict: dict[str, Tensor]  # memory-mapped where the file allows; dtype as in the file
+    shape: WanShape
+    metadata: dict[str, str]
+    weight_set: str  # the set's name in the file, e.g. "generator_ema"; "" where the file is one flat set
+
+
+def load_wan(path: str | os.PathLike[str], which: str = "auto") -> LoadedWan:
+    """Read a Wan 2.1 text-to-video transformer: torch or safetensors, Wan's or diffusers' names.
+
+    Args:
+        path: the file.
+        which: "auto", "ema" or "raw", see `pick_weight_set`.
+
+    Raises:
+        PackForcingError: from reading, choosing or checking.
+    """
+    source = os.fspath(path)
+    checkpoint, metadata = read_state_dict(path)
+    weight_set, chosen = _choose(checkpoint, which, source)
+    state_dict = from_diffusers(strip_prefixes(chosen, source))
+    return LoadedWan(state_dict, check_wan(state_dict, source), metadata, weight_set)
+
+
+# Also under diffusers' names, which from_diffusers leaves alone here: such a model is only ever refused.
+_IMAGE_BRANCH = re.compile(r"^img_emb\.|\.k_img\.|\.add_k_proj\.")
+
+
+def describe_wan(state_dict: Mapping[str, Tensor], source: str = "the state dict") -> WanShape:
+    """The sizes of a Wan transformer (also of one that `check_wan` refuses, such as image-to-video).
+
+    Args:
+        state_dict: tensors under Wan 2.1's bare names.
+        source: how to call it in an error.
+
+    Raises:
+        PackForcingError: a tensor that tells a size is missing or has another number of axes.
+    """
+
+    def size(name: str, axes: int) -> tuple[int, ...]:
+        if name not in state_dict:
+            raise PackForcingError(f"{source} is not a complete Wan model: '{name}' is missing; {CHOOSE_CAUSAL_WAN}.")
+        shape = tuple(state_dict[name].shape)
+        if len(shape) != axes or 0 in shape:
+            raise PackForcingError(
+                f"{source} is not a Wan model that can be used: '{name}' has shape {list(shape)} where "
+                f"{axes} axes were expected; {CHOOSE_CAUSAL_WAN}."
+            )
+        return shape
+
+    dim, in_channels, *patch = size("patch_embedding.weight", 5)
+    return WanShape(
+        dim=dim,
+        layers=len(_block_numbers(state_dict)),
+        ffn_dim=size("blocks.0.ffn.0.bias", 1)[0],  # the bias, since packed weights lie about their sizes
+        in_channels=in_channels,
+        out_channels=size("head.head.bias", 1)[0] // prod(patch),
+        text_dim=size("text_embedding.0.weight", 2)[1],
+        freq_dim=size("time_embedding.0.weight", 2)[1],
+        heads=dim // 128,
+        patch_size=(patch[0], patch[1], patch[2]),
+        has_image_branch=any(_IMAGE_BRANCH.search(name) for name in state_dict),
+    )
+
+
+def check_wan(state_dict: Mapping[str, Tensor], source: str = "the state dict") -> WanShape:
+    """Refuse what is not a complete Wan 2.1 text-to-video transformer under Wan 2.1's bare names.
+
+    More tensors than Wan has are left alone (fp8 files carry scales). Values are not looked at.
+
+    Returns:
+        Its sizes.
+
+    Raises:
+        PackForcingError: the sentence says what the weights look like, or which tensors are missing or
+            misshapen.
+    """
+    if not any(_WAN_BLOCK.fullmatch(name) for name in state_dict):
+        raise _not_wan(source, state_dict)
+    for pattern, what, advice in _QUANTISED_OR_OTHER:
+        if any(pattern.search(name) for name in state_dict):
+            raise PackForcingError(_refusal(source, what, advice))
+
+    numbers = _block_numbers(state_dict)
+    layers = max(numbers) + 1
+    if len(numbers) != layers:
+        raise PackForcingError(
+            f"{source} lacks blocks: found {len(numbers)} of {layers} (block {_first_gap(numbers)} is "
+            f"missing); {_incomplete_advice(source)}."
+        )
+    missing = [name for name in _expected_names(layers) if name not in state_dict]
+    if missing:
+        raise PackForcingError(
+            f"{source} is not a complete Wan model: it lacks {quoted(missing)}; {_incomplete_advice(source)}."
+        )
+    shape = describe_wan(state_dict, source)
+    _check_kind(shape, source)
+    _check_shapes(state_dict, shape, source)
+    return shape
+
+
+def _check_kind(shape: WanShape, source: str) -> None:
+    """Refuse Wans whose inputs differ from text-to-video's."""
+    channels = (shape.in_channels, shape.out_channels)
+    if channels == (48, 48):
+        what = "a Wan 2.2 5B model with 48 latent channels, and PackForcing's VAE and compressor have 16"
+    elif shape.in_channels == 36 or shape.has_image_branch:
+        what = f"an image-to-video Wan with {shape.in_channels} input channels"
+    elif channels[0] != channels[1]:
+        what = f"a Wan with {channels[0]} input and {channels[1]} output channels (control or inpainting)"
+    elif channels != (16, 16):
+        what = f"a Wan with {channels[0]} latent channels, where Wan 2.1 has 16"
+    elif shape.patch_size != (1, 2, 2):
+        what = f"a Wan with patches of {'x'.join(map(str, shape.patch_size))}, where Wan 2.1 has 1x2x2"
+    elif shape.dim % 128:
+        what = f"a Wan of width {shape.dim}, which is not a number of heads of 128"
+    else:
+        return
+    raise PackForcingError(_refusal(source, what, CHOOSE_CAUSAL_WAN))
+
+
+def _check_shapes(state_dict: Mapping[str, Tensor], shape: WanShape, source: str) -> None:
+    expected = _expected_shapes(shape)
+    packed = [name for name in expected if state_dict[name].dtype == torch.uint8]
+    if packed:
+        raise PackForcingError(
+            f"{source} has packed 4-bit weights (such as '{packed[0]}'), which PackForcing does not read "
+            "itself: load it with ComfyUI's own loader and connect that MODEL, or choose a bf16, fp16 or fp8 "
+            "file."
+        )
+    wrong = [
+        f"'{name}' is {list(state_dict[name].shape)} instead of {list(size)}"
+        for name, size in expected.items()
+        if tuple(state_dict[name].shape) != size
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise PackForcingError(
+            f"{source} is not a Wan model that can be used: tensors have unexpected shapes, "
+            f"{', '.join(wrong[:3])}{more}; {CHOOSE_CAUSAL_WAN}."
+        )
+
+
+def _expected_shapes(shape: WanShape) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a Wan 2.1 text-to-video transformer."""
+    d, ffn = shape.dim, shape.ffn_dim
+    sizes: dict[str, tuple[int, ...]] = {"head.modulation": (1, 2, d)}
+    sizes |= {"patch_embedding.weight": (d, shape.in_channels, *shape.patch_size), "patch_embedding.bias": (d,)}
+    linears = {
+        "text_embedding.0": (d, shape.text_dim),
+        "text_embedding.2": (d, d),
+        "time_embedding.0": (d, shape.freq_dim),
+        "time_embedding.2": (d, d),
+        "time_projection.1": (6 * d, d),
+        "head.head": (shape.out_channels * prod(shape.patch_size), d),
+    }
+    for i in range(shape.layers):
+        block = f"blocks.{i}"
+        sizes |= {f"{block}.modulation": (1, 6, d), f"{block}.norm3.weight": (d,), f"{block}.norm3.bias": (d,)}
+        for attention in ("self_attn", "cross_attn"):
+            linears |= {f"{block}.{attention}.{part}": (d, d) for part in "qkvo"}
+            sizes |= {f"{block}.{attention}.norm_{part}.weight": (d,) for part in "qk"}
+        linears |= {f"{block}.ffn.0": (ffn, d), f"{block}.ffn.2": (d, ffn)}
+    for name, (rows, columns) in linears.items():
+        sizes |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+    return sizes
+
+
+def _expected_names(layers: int) -> Iterable[str]:
+    return _expected_shapes(WanShape(128, layers, 1, 16, 16, 1, 1, 1, (1, 2, 2), False))
+
+
+def _block_numbers(names: Iterable[str]) -> set[int]:
+    return {int(found[1]) for name in names if (found := re.match(r"blocks\.(\d{1,4})\.", name))}
+
+
+def _first_gap(numbers: set[int]) -> int:
+    return next(i for i in range(len(numbers) + 1) if i not in numbers)
+
+
+def _incomplete_advice(source: str) -> str:
+    if re.search(r"-\d{5}-of-\d{5}", source):
+        return "this is one part of a model in several files, so choose a version of it in a single file"
+    return "choose a complete checkpoint, or download the file again"
+
+
+# ------------------------------------------------------------------------------------ what else a file may be
+
+_WAN_BLOCK = re.compile(r"blocks\.\d{1,4}\.self_attn\.q\.(weight|quantized_weight_values)")
+
+# Wans with further inputs (the names by which ComfyUI tells them apart), and weights in a form that torch
+# cannot multiply.
+_QUANTISED_OR_OTHER = [
+    (re.compile(pattern), what, advice)
+    for pattern, what, advice in (
+        (r"quantized_weight_values$", "a Wan in LongLive's packed NVFP4 form", "choose its bf16 version"),
+        (r"^vace_", "a Wan VACE model", CHOOSE_CAUSAL_WAN),
+        (r"^control_adapter\.", "a Wan camera-control model", CHOOSE_CAUSAL_WAN),
+        (r"^(casual_audio_encoder|audio_proj)\.", "a Wan speech-to-video model", CHOOSE_CAUSAL_WAN),
+        (r"^(face_adapter|motion_encoder)\.", "a Wan Animate model", CHOOSE_CAUSAL_WAN),
+        (r"^ref_conv\.", "a Wan reference-image model", CHOOSE_CAUSAL_WAN),
+    )
+]
+
+
+def _not_wan(source: str, names: Iterable[str]) -> PackForcingError:
+    names = list(names)
+    found = looks_like(names)
+    example, what, advice = found or (None, "no model that PackForcing knows", CHOOSE_CAUSAL_WAN)
+    return PackForcingError(
+        f"{source} is not a Wan 2.1 text-to-video model: found {some(names, 'tensor', example)}, which is "
+        f"{what}; {advice}."
+    )
+
+
+def _refusal(source: str, what: str, advice: str) -> str:
+    return f"{source} is not a Wan 2.1 text-to-video model: it is {what}; {advice}."

@@ -1,0 +1,1 @@
+"""Making a video: what fits, how it is prepared, and the loop."""

@@ -1,0 +1,112 @@
+"""What is fastest on a GPU depends on the GPU, so it is tried there once, before a run. On a CPU it is known."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..config import LATENT_CHANNELS, FrameSize, Layout, ModelShape
+from ..model.attention import BACKENDS, Attention, fast_attention, sdpa, sdpa_by
+from ..model.vae import StreamingDecoder, WanVAE
+
+TRIES = 3
+WORTH = 1.05  # times as fast as PyTorch's own choice: less is the noise of three tries
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """The shortest of a few tries, from an idle device to an idle device, after one to warm up."""
+    taken = []
+    for _ in range(1 + TRIES):
+        _wait(device)
+        start = time.perf_counter()
+        call()
+        _wait(device)
+        taken.append(time.perf_counter() - start)
+    return min(taken[1:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@torch.no_grad()
+def fastest(ways: Mapping[str, Callable[[], object]], device: torch.device) -> str:
+    """Name of the fastest of several ways: of the first, which must work, unless another is clearly faster.
+
+    A way that the device cannot go (no such kernel, no memory for it) is passed over.
+    """
+    usual, *others = ways
+    best, shortest = usual, seconds(ways[usual], device) / WORTH
+    for name in others:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch's reasons why it has no such kernel
+                taken = seconds(ways[name], device)
+        except RuntimeError:
+            continue
+        if taken < shortest:
+            best, shortest = name, taken
+    return best
+
+
+class TunedAttention:
+    """Attention that takes the fastest kernel where nearly all of a long video's time goes: a block's queries over a
+    full context. The lengths of the first blocks and of the prompt, each another shape, are left to PyTorch.
+
+    Attributes:
+        backend: name of that kernel, one of BACKENDS or "default".
+    """
+
+    def __init__(self, backend: str, queries: int, keys: int) -> None:
+        self.backend = backend
+        self._shape = queries, keys
+        self._tuned = sdpa if backend == "default" else sdpa_by(backend)
+
+    def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        tuned = (queries.shape[1], keys.shape[1]) == self._shape
+        return (self._tuned if tuned else sdpa)(queries, keys, values)
+
+
+def tuned_attention(model: ModelShape, layout: Layout, device: torch.device, dtype: torch.dtype) -> Attention:
+    """The attention function for a run, on a GPU `tried_attention`."""
+    return tried_attention(model, layout, device, dtype) if device.type == "cuda" else fast_attention
+
+
+def tried_attention(model: ModelShape, layout: Layout, device: torch.device, dtype: torch.dtype) -> TunedAttention:
+    """The fastest of PyTorch's kernels for a run's shapes; takes a second."""
+    lengths = layout.tokens_per_block, layout.context_tokens
+    q, k, v = (
+        torch.randn(1, length, model.heads, model.head_dim, device=device, dtype=dtype)
+        for length in (lengths[0], lengths[1], lengths[1])
+    )
+    ways = {"default": partial(sdpa, q, k, v)} | {name: partial(sdpa_by(name), q, k, v) for name in BACKENDS}
+    return TunedAttention(fastest(ways, device), *lengths)
+
+
+def tune_vae_layout(vae: WanVAE, size: FrameSize) -> bool:
+    """Brings a VAE into the memory format in which its device decodes faster; says whether that is channels last.
+
+    On a CPU it is the plain one: channels last took 1.01 to 1.23 times as long there (docs/performance.md).
+    """
+    return vae.device.type == "cuda" and try_vae_layouts(vae, size)
+
+
+def try_vae_layouts(vae: WanVAE, size: FrameSize) -> bool:
+    """`tune_layout` by decoding frames of a size in both formats, which takes a second."""
+
+    def decode(channels_last: bool) -> None:
+        vae.to_layout(channels_last)
+        decoder = StreamingDecoder(vae)
+        for _ in range(2):  # a video's first latent frame is another amount of work than those after it
+            decoder.decode(latents)
+
+    latents = torch.randn(1, LATENT_CHANNELS, 1, size.latent_height, size.latent_width, device=vae.device)
+    last = fastest({"plain": partial(decode, False), "last": partial(decode, True)}, vae.device) == "last"
+    vae.to_layout(last)
+    return last

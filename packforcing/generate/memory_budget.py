@@ -1,0 +1,177 @@
+"""Whether a run fits the device's memory: asked before it starts, answered with what would fit (method 5).
+
+A count of tensors, not a measurement: what PyTorch's allocator, cuDNN and other programs take comes on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ..byte_units import readable_bytes
+from ..config import PIXELS_PER_TOKEN, TEXT_TOKENS, CacheConfig, FrameSize, Layout, ModelShape
+from ..errors import PackForcingError
+
+# Hidden states, their normed copy, queries, keys, values, attention's output, and the feed-forward layer's hidden
+# states before and after its activation: some widths of the model for each token of a block.
+HIDDEN_WIDTHS = 18
+
+
+@dataclass(frozen=True)
+class DecoderMemory:
+    """A VAE's streaming decoder, as far as memory goes: its width, and the bytes of a value.
+
+    The numbers were counted on tensors without data (and are, in a test), in units of a frame at the VAE's width.
+    """
+
+    dim: int
+    itemsize: int
+
+    def remembered(self, size: FrameSize) -> int:
+        """Bytes that it holds between blocks."""
+        return int(24.7 * self._frame(size))
+
+    def peak(self, size: FrameSize, frames: int) -> int:
+        """Bytes that it holds at most while `frames` latent frames go through, those above among them."""
+        return int((28.7 + 16.1 * frames) * self._frame(size))
+
+    def _frame(self, size: FrameSize) -> int:
+        return size.width * size.height * self.dim * self.itemsize
+
+
+@dataclass(frozen=True)
+class MemoryDemand:
+    """A run, as far as device memory goes.
+
+    Attributes:
+        model: the transformer's sizes.
+        itemsize: bytes of a value of the type that it runs in.
+        layout: partitions and frame size.
+        blocks: length of the video.
+        vae: what decodes; None without a VAE.
+    """
+
+    model: ModelShape
+    itemsize: int
+    layout: Layout
+    blocks: int
+    vae: DecoderMemory | None = None
+
+    def bytes(self, frames_per_pass: int, overlap: bool = False) -> int:
+        """Device bytes beside the weights, when the VAE decodes that many latent frames at a time; with `overlap`, when
+        it does so beside the model's passes."""
+        config, size = self.layout.config, self.layout.size
+        kept = config.bytes_per_value(self.itemsize)
+        held = self.model.kv_bytes(self.layout.context_tokens, kept) + self.model.kv_bytes(TEXT_TOKENS, self.itemsize)
+        if kept < self.itemsize:  # one layer's is widened to be attended
+            held += self.model.kv_bytes(self.layout.context_tokens, self.itemsize) // self.model.layers
+        archived = config.archived_blocks(self.blocks) * self.layout.compressed_tokens_per_block
+        held += int(min(self.model.kv_bytes(archived, kept), config.archive_budget))
+        rows = self.layout.tokens_per_block + (self.layout.compressed_tokens_per_block if config.top_k else 0)
+        hidden = HIDDEN_WIDTHS * rows * self.model.dim * self.itemsize
+        if self.vae is None:
+            return held + hidden
+        decoding = self.vae.peak(size, frames_per_pass)
+        if not overlap:
+            return held + max(hidden + self.vae.remembered(size), decoding)
+        return held + self.model.kv_bytes(self.layout.aside_tokens, kept) + hidden + decoding
+
+    def passes(self) -> list[int]:
+        """Numbers of latent frames that can be decoded at a time, most first: a block, its halves, down to one."""
+        frames = self.layout.config.block_frames
+        return sorted({frames, max(1, frames // 2), 1}, reverse=True)
+
+    @property
+    def least(self) -> int:
+        """Bytes with the smallest pass of the decoder."""
+        return self.bytes(self.passes()[-1])
+
+    def with_config(self, **changes: str) -> MemoryDemand:
+        """The same run with other fields of its cache configuration."""
+        return replace(self, layout=replace(self.layout, config=replace(self.layout.config, **changes)))
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """How a run decodes; the video is the same to rounding.
+
+    Attributes:
+        frames: latent frames that the VAE decodes at a time.
+        overlap: whether it does so beside the next block's denoising.
+    """
+
+    frames: int
+    overlap: bool
+
+
+def decode_plan(
+    demand: MemoryDemand, available: int | None, device: str, movable: int = 0, overlap: bool = True
+) -> DecodePlan:
+    """The fastest way of decoding that fits: whole blocks beside the denoising of the next; or else one after the
+    other, in passes as large as fit.
+
+    Args:
+        available: bytes of the device that the run can have; None if that is not known.
+        device: its name, for the message.
+        movable: bytes of weights among them that had better stay there, but can be moved out of the way.
+        overlap: whether decoding beside the denoising is wanted.
+
+    Raises PackForcingError, with what would fit, when the run does not fit.
+    """
+    sizes = demand.passes()
+    overlap = overlap and demand.vae is not None
+    if available is None:
+        return DecodePlan(sizes[0], overlap)
+    if demand.least > available:
+        size = demand.layout.size
+        raise PackForcingError(
+            f"A video of {size.width}x{size.height} needs about {readable_bytes(demand.least)} beside the model's "
+            f"weights, but {device} has {readable_bytes(available)} for it: {advice(demand, available)}."
+        )
+    if overlap and demand.bytes(sizes[0], overlap=True) + movable <= available:
+        return DecodePlan(sizes[0], overlap=True)
+    frames = next((frames for frames in sizes if demand.bytes(frames) + movable <= available), sizes[-1])
+    return DecodePlan(frames, overlap=False)
+
+
+def advice(demand: MemoryDemand, available: int) -> str:
+    """What would make a run fit: other settings, or else a smaller frame with them."""
+    savings = list(_savings(demand.layout.config))
+    for changes in savings:
+        found = demand.with_config(**changes)
+        if found.least <= available:
+            return f"set {_told(changes)}, which takes {readable_bytes(found.least)}"
+    most = savings[-1] if savings else {}
+    frugal = demand.with_config(**most)
+    also = f" with {_told(most)}" if most else ""
+    for size in _smaller(demand.layout.size):
+        try:
+            found = replace(frugal, layout=replace(frugal.layout, size=size))
+        except PackForcingError:  # too small to be compressed
+            break
+        if found.least <= available:
+            return f"{size.width}x{size.height}{also} takes {readable_bytes(found.least)}"
+    return "no size fits with this cache config, so choose fewer sink_frames and recent_frames, or another device"
+
+
+def _savings(config: CacheConfig) -> Iterator[dict[str, str]]:
+    """Changes of a cache configuration that save device memory, the least harmful first."""
+    changes: dict[str, str] = {}
+    if config.top_k and config.archive_budget > 0:
+        changes["archive_device"] = "host"
+        yield dict(changes)
+    if config.kv_dtype == "model":
+        yield {"kv_dtype": "fp8_e4m3"}
+        if changes:
+            yield {**changes, "kv_dtype": "fp8_e4m3"}
+
+
+def _told(changes: dict[str, str]) -> str:
+    return " and ".join(f"{name} {value}" for name, value in changes.items())
+
+
+def _smaller(size: FrameSize) -> Iterator[FrameSize]:
+    """Frames of the same shape, as far as multiples of 16 allow, from the next smaller one down."""
+    for columns in range(size.columns - 1, 0, -1):
+        rows = max(1, round(columns * size.rows / size.columns))
+        yield FrameSize(columns * PIXELS_PER_TOKEN, rows * PIXELS_PER_TOKEN)

@@ -1,0 +1,1 @@
+"""The models: causal Wan, compressor, VAE, attention."""

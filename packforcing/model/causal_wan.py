@@ -1,0 +1,305 @@
+"""The causal forward pass of one block over a Wan 2.1 module tree (method 3, 5 and 7).
+
+Runs over any module tree with Wan's sub-module names: ComfyUI's, or the library's own `wan_modules.WanModules`.
+Sub-modules are called, and their weights are never read. So LoRA patches, fp8 and GGUF operations, offloading and lazy
+loading keep working. `modulation` is the exception: it belongs to no sub-module, and is cast at use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..cache.cache import Cache
+from ..cache.rope import EAGER_ROTARY, compiled_rotary
+from ..config import LATENT_CHANNELS, PATCH, ModelShape
+from ..devices import to_device
+from ..errors import PackForcingError
+from .attention import Attention, fast_attention
+
+
+@dataclass(frozen=True)
+class TextKV:
+    """Keys and values [B, L, H, D] of the prompt at each layer: the same in every pass, so made once a run."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+
+def time_features(timestep: Tensor, dim: int) -> Tensor:
+    """Sinusoidal features [B, dim] of timesteps [B] on the CPU: cosines, then sines; in the timesteps' precision."""
+    half = dim // 2
+    frequencies = 10_000 ** (-torch.arange(half, dtype=torch.float64) / half)
+    angles = torch.outer(timestep.double(), frequencies)
+    return torch.cat((angles.cos(), angles.sin()), dim=-1).to(timestep.dtype)
+
+
+def check_wan_modules(modules: nn.Module) -> None:
+    """Raises PackForcingError when a module tree is not that of a Wan 2.1 text-to-video transformer."""
+    needed = ("patch_embedding", "text_embedding", "time_embedding", "time_projection", "blocks", "head")
+    missing = [name for name in needed if not hasattr(modules, name)]
+    if missing:
+        raise PackForcingError(
+            f"The model is not a Wan 2.1 transformer: {type(modules).__name__} has no {missing[0]}; connect a causal "
+            "Wan 2.1 text-to-video model (Self-Forcing, Causal-Forcing, CausVid)."
+        )
+    channels = modules.patch_embedding.in_channels
+    has_image_branch = getattr(modules, "img_emb", None) is not None
+    if has_image_branch or channels != LATENT_CHANNELS:
+        raise PackForcingError(
+            f"The model is not a Wan 2.1 text-to-video model: its input has {channels} channels"
+            f"{' and an image branch' if has_image_branch else f' instead of {LATENT_CHANNELS}'}; connect a causal Wan "
+            "2.1 text-to-video model."
+        )
+
+
+# ---------------------------------------------------------------------- what a layer does between its attentions
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1))
+
+
+def project(block: nn.Module, hidden: Tensor, modulation: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [B, L, H, D] of the self-attention of hidden tokens [B, L, d].
+
+    Here and below, `modulation` [B, 6, d] is the layer's shift, scale and gate, twice.
+    """
+    shift, scale = modulation.chunk(6, dim=1)[:2]
+    x, attn = torch.addcmul(shift, block.norm1(hidden), 1 + scale), block.self_attn
+    queries, keys = attn.norm_q(attn.q(x)), attn.norm_k(attn.k(x))
+    return _split(queries, heads), _split(keys, heads), _split(attn.v(x), heads)
+
+
+def after_attention(
+    block: nn.Module, hidden: Tensor, attended: Tensor, modulation: Tensor, heads: int
+) -> tuple[Tensor, Tensor]:
+    """Adds the self-attention [B, L, H, D] to the hidden tokens [B, L, d]; with the queries to the prompt."""
+    gate = modulation.chunk(6, dim=1)[2]
+    hidden = torch.addcmul(hidden, block.self_attn.o(attended.flatten(2)), gate)
+    cross = block.cross_attn
+    return hidden, _split(cross.norm_q(cross.q(block.norm3(hidden))), heads)
+
+
+def after_prompt(block: nn.Module, hidden: Tensor, attended: Tensor, modulation: Tensor) -> Tensor:
+    """Adds the attention to the prompt [B, L, H, D], and the feed-forward layer, to the hidden tokens [B, L, d]."""
+    shift, scale, gate = modulation.chunk(6, dim=1)[3:]
+    hidden = hidden + block.cross_attn.o(attended.flatten(2))
+    return torch.addcmul(hidden, block.ffn(torch.addcmul(shift, block.norm2(hidden), 1 + scale)), gate)
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """The three functions above, as they are or compiled."""
+
+    project: Callable[..., tuple[Tensor, Tensor, Tensor]] = project
+    after_attention: Callable[..., tuple[Tensor, Tensor]] = after_attention
+    after_prompt: Callable[..., Tensor] = after_prompt
+
+    def compiled(self) -> LayerParts:
+        """By torch.compile, once for all layers and once more for each number of tokens, of which a run has three."""
+        parts = (self.project, self.after_attention, self.after_prompt)
+        return LayerParts(*(torch.compile(part, dynamic=False, fullgraph=True) for part in parts))
+
+
+class CausalWan:
+    """A Wan transformer run block by block over a `Cache`.
+
+    Args:
+        tree: the module tree; raises PackForcingError when it is not Wan 2.1's.
+        attention: the attention function.
+        dtype: what the hidden states are computed in.
+        device: where they are computed.
+        compiled: whether what a layer does between its attentions, and the rotations of a cache that takes `turns`, are
+            compiled, which takes a minute at first.
+    """
+
+    def __init__(
+        self,
+        modules: nn.Module,
+        attention: Attention = fast_attention,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        compiled: bool = False,
+    ) -> None:
+        check_wan_modules(modules)
+        self.modules = modules
+        self.attention = attention
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.heads = modules.blocks[0].self_attn.num_heads
+        self._parts = LayerParts().compiled() if compiled else LayerParts()
+        self.rotary = compiled_rotary() if compiled else EAGER_ROTARY  # for its caches
+        # In training: keep only the layers' inputs for the backward pass of `denoise`, and compute the rest again. The
+        # cache must not have been written since.
+        self.recompute = False
+
+    @property
+    def shape(self) -> ModelShape:
+        return ModelShape(len(self.modules.blocks), self.modules.patch_embedding.out_channels, self.heads)
+
+    # ------------------------------------------------------------------ embeddings
+
+    def patch_tokens(self, latents: Tensor) -> Tensor:
+        """Normalised latents [B, 16, T, h, w] -> hidden tokens [B, T * h/2 * w/2, d]; an odd last row is cropped."""
+        embed = self.modules.patch_embedding
+        # ComfyUI keeps this layer in float32 in some versions, and in the model's own type in others.
+        native = embed.weight.dtype if embed.weight.dtype in (torch.float32, torch.float64) else self.dtype
+        grid = embed(latents.to(self.device, native)).to(self.dtype)
+        return rearrange(grid, "b d t h w -> b (t h w) d")
+
+    def embed_text(self, context: Tensor) -> TextKV:
+        """Text embeddings [B, L, 4096] -> their keys and values at each layer.
+
+        Raises PackForcingError when they are not as wide as the model expects.
+        """
+        width = self.modules.text_embedding[0].in_features
+        if context.ndim != 3:
+            raise PackForcingError(
+                f"An encoded prompt has the shape [batch, tokens, width], not {list(context.shape)}: encode "
+                "it with the model's own text encoder (UMT5-XXL for Wan 2.1)."
+            )
+        if context.shape[-1] != width:
+            raise PackForcingError(
+                f"The prompt was encoded {context.shape[-1]} wide, but the model takes text embeddings {width} wide: "
+                "encode it with the model's own text encoder (UMT5-XXL for Wan 2.1)."
+            )
+        hidden = self.modules.text_embedding(context.to(self.device, self.dtype))
+        layers = []
+        for block in self.modules.blocks:
+            keys = block.cross_attn.norm_k(block.cross_attn.k(hidden))
+            values = block.cross_attn.v(hidden)
+            layers.append((_split(keys, self.heads), _split(values, self.heads)))
+        return TextKV(tuple(layers))
+
+    def _modulations(self, sigma: float | Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """Time embedding of noise levels, one or [B]: [B, 1, d] for the head, [B, 6, d] for the layers."""
+        precision = torch.promote_types(self.dtype, torch.float32)
+        # On the CPU, from where it is sent: neither way does anybody wait for the pass before.
+        timestep = torch.as_tensor(1000.0 * sigma, dtype=precision).expand(batch)
+        features = to_device(time_features(timestep, self.modules.freq_dim), self.device, self.dtype)
+        embedding = self.modules.time_embedding(features)
+        return embedding[:, None], rearrange(self.modules.time_projection(embedding), "b (six d) -> b six d", six=6)
+
+    # ------------------------------------------------------------------ passes
+
+    def denoise(self, x: Tensor, sigma: float | Tensor, text: TextKV, cache: Cache) -> Tensor:
+        """Predicts the velocity of the current block (method 7, step 2).
+
+        Args:
+            x: noisy normalised latents of the block, [B, 16, T, h, w].
+            sigma: their noise level, in [0, 1]; in training a level for each sample, [B] on the CPU.
+
+        Returns:
+            Velocity noise - x0, shaped like x, float32 at least.
+        """
+        time, modulations = self._modulations(sigma, x.shape[0])
+        hidden = self.patch_tokens(x)
+        for layer, block in enumerate(self.modules.blocks):
+            attend = partial(self._attend, layer, block, cache=cache, full=hidden.shape[1])
+            given = block, hidden, block.modulation.to(hidden) + modulations, text.layers[layer], attend
+            if self.recompute and torch.is_grad_enabled():
+                hidden = checkpoint(self._layer, *given, use_reentrant=False)
+            else:
+                hidden = self._layer(*given)
+        return self._unpatchify(self._head(hidden, time), x)
+
+    def clean_pass(self, x0: Tensor, text: TextKV, cache: Cache, compressed: Tensor | None) -> None:
+        """The clean pass: writes the block's keys and values, and those of its compressed form beside it (method 3).
+
+        Compressed tokens share every linear layer with the full ones but attend on their own, so the full-resolution
+        results do not depend on them.
+
+        Args:
+            x0: the finished block, normalised latents [B, 16, T, h, w].
+            compressed: the compressor's hidden tokens [B, N_c, d]; None for a block that never becomes a mid block.
+        """
+        hidden = self.patch_tokens(x0)
+        full = hidden.shape[1]
+        if compressed is None:
+            self._clean_pass(hidden, full, text, cache)
+        elif torch.is_grad_enabled():
+            # One after the other: the full tokens of a frozen model then carry no graph, and take no memory for it.
+            self._clean_pass(hidden, full, text, cache)
+            self._clean_pass(compressed.to(hidden), 0, text, cache)
+        else:  # together: the weights are read once
+            self._clean_pass(torch.cat((hidden, compressed.to(hidden)), dim=1), full, text, cache)
+
+    def _clean_pass(self, hidden: Tensor, full: int, text: TextKV, cache: Cache) -> None:
+        """The clean pass of hidden tokens [B, L, d]: the first `full` at full resolution, the others compressed."""
+        _, modulations = self._modulations(0.0, hidden.shape[0])
+        last = len(self.modules.blocks) - 1
+        for layer, block in enumerate(self.modules.blocks):
+            modulation = block.modulation.to(hidden) + modulations
+            if layer == last:  # nothing reads what comes after the last layer's keys and values
+                self._write(layer, block, hidden, modulation, cache, full)
+                if full:
+                    cache.select(layer)
+                return
+            attend = partial(self._attend, layer, block, cache=cache, full=full)
+            hidden = self._layer(block, hidden, modulation, text.layers[layer], attend)
+
+    def _write(
+        self, layer: int, block: nn.Module, hidden: Tensor, modulation: Tensor, cache: Cache, full: int
+    ) -> Tensor:
+        """Begins the selection of mid blocks if that is still to do, and writes the tokens' keys and values; returns
+        queries [B, L, H, D].
+
+        The first `full` of the hidden tokens [B, L, d] are the current block's, the others its compressed form's.
+        """
+        queries, keys, values = self._parts.project(block, hidden, modulation, self.heads)
+        if full:
+            cache.score(layer, queries[:, :full])
+            cache.write(layer, keys[:, :full], values[:, :full])
+        if full < hidden.shape[1]:
+            cache.write_compressed(layer, keys[:, full:], values[:, full:])
+        return queries
+
+    def _attend(
+        self, layer: int, block: nn.Module, hidden: Tensor, modulation: Tensor, cache: Cache, full: int
+    ) -> Tensor:
+        """Self-attention [B, L, H, D] of the current block's tokens and, on their own, of its compressed form's."""
+        queries = self._write(layer, block, hidden, modulation, cache, full)
+        out = []
+        if full:
+            rotated = cache.rotate_queries(queries[:, :full])
+            cache.select(layer)  # only now: the device is busy with the above while the host waits for the choice
+            out.append(self.attention(rotated, *cache.context(layer)))
+        if full < hidden.shape[1]:
+            compressed = cache.rotate_compressed_queries(queries[:, full:])
+            out.append(self.attention(compressed, *cache.compressed_context(layer)))
+        return torch.cat(out, dim=1) if len(out) > 1 else out[0]
+
+    def _layer(
+        self,
+        block: nn.Module,
+        hidden: Tensor,
+        modulation: Tensor,
+        text: tuple[Tensor, Tensor],
+        attend: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """One transformer layer: self-attention, cross-attention to the prompt, feed-forward; hidden is [B, L, d]."""
+        hidden, queries = self._parts.after_attention(block, hidden, attend(hidden, modulation), modulation, self.heads)
+        return self._parts.after_prompt(block, hidden, self.attention(queries, *text), modulation)
+
+    def _head(self, hidden: Tensor, time: Tensor) -> Tensor:
+        head = self.modules.head
+        shift, scale = (head.modulation.to(hidden) + time).chunk(2, dim=1)
+        return head.head(torch.addcmul(shift, head.norm(hidden), 1 + scale))
+
+    def _unpatchify(self, tokens: Tensor, like: Tensor) -> Tensor:
+        _, _, frames, height, width = like.shape
+        return rearrange(
+            tokens.to(torch.promote_types(tokens.dtype, torch.float32)),
+            "b (t h w) (p q c) -> b c t (h p) (w q)",
+            t=frames,
+            h=height // PATCH,
+            w=width // PATCH,
+            p=PATCH,
+            q=PATCH,
+        )

@@ -1,0 +1,69 @@
+"""Loading a transformer: from a file, onto a device, in fp8 or compiled; and what tells weights apart."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..errors import PackForcingError
+from ..files.wan_checkpoint import load_wan
+from .causal_wan import CausalWan
+from .fp8_linear import check_fp8, multiply_in_fp8
+from .wan_modules import WanModules, WanSizes, build_wan_modules
+
+
+def check_speed(device: torch.device, linear_dtype: str, compiled: bool) -> None:
+    """Raises PackForcingError when a device cannot do what `make_causal_wan` is asked for."""
+    if linear_dtype != "model":
+        check_fp8(device)
+    if compiled:
+        check_compiler(device)
+
+
+def make_causal_wan(
+    modules: WanModules,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    linear_dtype: str = "model",
+    compiled: bool = False,
+) -> CausalWan:
+    """A transformer to run on a device; `linear_dtype` is one of `fp8.LINEAR_DTYPES`."""
+    modules = modules.to(device, dtype)
+    if linear_dtype != "model":
+        multiply_in_fp8(modules)
+    return CausalWan(modules, dtype=dtype, device=device, compiled=compiled)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises PackForcingError when torch.compile will find no compiler here: Triton on a GPU, C++ on the CPU."""
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise PackForcingError(
+            "--compile needs Triton on a GPU, which is not installed: pip install triton, or drop it."
+        )
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        raise PackForcingError("--compile needs a C++ compiler on the CPU, and there is none: install g++, or drop it.")
+
+
+def load_wan_modules(path: str | os.PathLike[str], weights: str = "auto") -> WanModules:
+    """A causal Wan checkpoint as a module tree; `weights` is "auto", "ema" or "raw". Raises what `load_wan` raises."""
+    loaded = load_wan(path, weights)
+    shape = loaded.shape
+    sizes = WanSizes(shape.dim, shape.ffn_dim, shape.layers, shape.heads, shape.in_channels, shape.text_dim)
+    return build_wan_modules(sizes, loaded.state_dict)
+
+
+def digest(state_dict: Mapping[str, Tensor]) -> str:
+    """A short hash of names, shapes and values; "" for an empty state dict."""
+    if not state_dict:
+        return ""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(state_dict.items()):
+        sha.update(f"{name} {list(tensor.shape)}".encode())
+        sha.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    return sha.hexdigest()[:16]

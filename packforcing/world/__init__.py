@@ -1,0 +1,1 @@
+"""The synthetic world that the demo models draw: captions, scenes, drawing."""

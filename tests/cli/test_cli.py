@@ -1,0 +1,265 @@
+"""python -m packforcing, as a shell sees it: what it prints, what it writes, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from packforcing.cli.main import main
+from packforcing.files.video import read_video
+from packforcing.model.causal_wan import CausalWan
+
+REPO = Path(__file__).resolve().parents[2]
+
+# Blocks of one latent frame at 64x64: a second of work, with mid blocks.
+TINY = [
+    "--width",
+    "64",
+    "--height",
+    "64",
+    "--block",
+    "1",
+    "--sink",
+    "1",
+    "--recent",
+    "1",
+    "--top-k",
+    "2",
+    "--steps",
+    "2",
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions this small wait longer for a second thread than they gain from it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
+
+def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "packforcing", *arguments]
+    return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)
+
+
+def plan(capsys: pytest.CaptureFixture[str], *options: str) -> dict:
+    """The JSON that `plan` prints for some options."""
+    assert main(["plan", "--json", *options]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return json.loads(out)
+
+
+def generate(*options: str) -> int:
+    """Runs `generate` with a tiny model; returns its exit status."""
+    return main(["generate", "--model", "tiny", "--prompt", "a red circle", *TINY, *options])
+
+
+# --- plan ------------------------------------------------------------------------------------------------------------
+
+
+def test_plan_prints_one_json_object_with_the_papers_numbers():
+    done = shell("plan", "--width", "832", "--height", "480", "--seconds", "120", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 1
+    numbers = json.loads(done.stdout)
+    expected = {
+        "tokens_per_frame": 1_560,
+        "tokens_per_block": 6_240,
+        "compressed_tokens_per_block": 182,
+        "context_tokens": 27_872,
+        "cached_tokens": 21_632,
+        "cache_bytes": 21_632 * 30 * 2 * 1536 * 2,
+        "full_tokens": 748_800,
+        "full_cache_bytes": 748_800 * 30 * 2 * 1536 * 2,
+        "archive_bytes_per_block": 182 * 30 * 2 * 1536 * 2,
+        "blocks": 120,
+        "latent_frames": 480,
+    }
+    assert {name: numbers[name] for name in expected} == expected
+    assert round(numbers["cache_bytes"] / 1e9, 2) == 3.99
+    assert round(numbers["full_cache_bytes"] / 1e9) == 138
+
+
+def test_plan_without_options_is_the_papers_video(capsys: pytest.CaptureFixture[str]):
+    assert plan(capsys) == plan(capsys, "--width", "832", "--height", "480", "--seconds", "120", "--fps", "16")
+
+
+def test_plan_for_people_says_the_same(capsys: pytest.CaptureFixture[str]):
+    assert main(["plan"]) == 0
+    text = capsys.readouterr().out
+    for words in ("832x480", "6,240 tokens", "182 tokens", "27,872 tokens", "3.99 GB", "138.02 GB", "748,800 tokens"):
+        assert words in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_plan_follows_its_options(capsys: pytest.CaptureFixture[str]):
+    chunks = plan(capsys, "--block", "3", "--sink", "6", "--recent", "3", "--top-k", "8", "--seconds", "60")
+    assert chunks["tokens_per_block"] == 3 * 1_560
+    assert chunks["compressed_tokens_per_block"] == 3 * 7 * 13  # a stride of 2 does not divide 3 frames
+    assert chunks["context_tokens"] == (6 + 3 + 3) * 1_560 + 8 * 273
+    assert chunks["blocks"] == 80
+    large = plan(capsys, "--model", "wan2.1-14b")
+    assert large["cached_tokens"] == 21_632
+    assert large["cache_bytes"] == 21_632 * 40 * 2 * 5120 * 2
+    assert plan(capsys, "--fps", "24")["blocks"] == 180
+    assert plan(capsys, "--top-k", "0")["context_tokens"] == 24_960
+
+
+# --- generate --------------------------------------------------------------------------------------------------------
+
+
+def test_generate_makes_a_video_a_report_and_a_picture(tmp_path: Path):
+    video, report, picture = tmp_path / "out.mp4", tmp_path / "report.json", tmp_path / "picture.png"
+    paths = ["--output", str(video), "--report", str(report), "--picture", str(picture)]
+    settings = ["--seconds", "2", "--seed", "1", "--width", "64", "--height", "64"]
+    done = shell("generate", "--model", "tiny", "--prompt", "a red circle", *settings, *paths)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert str(video) in done.stdout
+    frames, fps = read_video(video)
+    assert (frames.shape, fps) == ((29, 64, 64, 3), 16.0)  # two blocks of 16, less the 3 of the very first
+    record = json.loads(report.read_text())
+    assert [block["block"] for block in record["blocks"]] == [0, 1]
+    assert record["model"] == {"layers": 4, "dim": 256, "heads": 2}
+    with Image.open(picture) as image:
+        assert image.width == 1280
+
+
+def test_generate_with_json_prints_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    video = tmp_path / "out.mp4"
+    assert generate("--seconds", "1.5", "--output", str(video), "--json") == 0
+    out, err = capsys.readouterr()
+    summary = json.loads(out)
+    assert (summary["output"], summary["frames"], summary["fps"]) == (str(video), 21, 16.0)
+    assert summary["video_seconds"] == pytest.approx(21 / 16)
+    assert "block 6 of 6" in err  # progress goes where it does not disturb
+    assert read_video(video)[0].shape == (21, 64, 64, 3)
+
+
+def test_the_same_seed_gives_the_same_video(tmp_path: Path):
+    files = [tmp_path / f"{i}.mp4" for i in range(3)]
+    for file, seed in zip(files, ("5", "5", "6"), strict=True):
+        assert generate("--seconds", "0.5", "--seed", seed, "--output", str(file)) == 0
+    same, again, other = (read_video(file)[0].astype(float) for file in files)
+    # Not the same bytes: one encoding in some fifty chooses otherwise in a frame.
+    assert abs(same - again).mean() < 2
+    assert abs(same - other).mean() > 20
+
+
+def test_blocks_of_three_frames(tmp_path: Path):
+    video = tmp_path / "out.mp4"
+    odd = ["--block", "3", "--sink", "6", "--recent", "3", "--seconds", "1.5"]
+    assert generate(*odd, "--output", str(video)) == 0
+    assert len(read_video(video)[0]) == 2 * 12 - 3
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+MISTAKES = {
+    "width": (["plan", "--width", "100"], "The width must be a positive multiple of 16 pixels, but it is 100"),
+    "length": (["plan", "--seconds", "0"], "length must be above 0 and at most 10,000,000 seconds, but it is 0"),
+    "rate": (["plan", "--fps", "0"], "The frame rate must be above 0, but it is 0"),
+    "partition": (["plan", "--sink", "6"], "sink_frames must be whole blocks of 4 latent frames, but it is 6: set it"),
+    "small frame": (["plan", "--width", "48"], "at least 64x64 pixels, but the video is 48x480"),
+    "no model": (
+        ["generate", "--model", "gone.pt", "--text-embedding", "gone.safetensors", "--vae", "gone.safetensors"],
+        "gone.pt does not exist",
+    ),
+    "no VAE": (
+        ["generate", "--model", "gone.pt", "--text-embedding", "gone.safetensors"],
+        "A video file needs the Wan 2.1 VAE: give --vae FILE.",
+    ),
+    "prompt for a real model": (
+        ["generate", "--model", "gone.pt", "--prompt", "a cat", "--vae", "gone.safetensors"],
+        "give --text-embedding FILE, or generate in ComfyUI",
+    ),
+    "embedding for the tiny model": (
+        ["generate", "--text-embedding", "gone.safetensors"],
+        "The tiny model brings its own VAE and text encoder",
+    ),
+    "no folder": (
+        ["generate", "--prompt", "a cat", "--output", "no/such/folder/out.mp4"],
+        "the folder no/such/folder does not exist",
+    ),
+    "no report folder": (
+        ["generate", "--prompt", "a cat", "--seconds", "0.25", "--report", "no/such/folder/report.json"],
+        "no/such/folder",
+    ),
+    "no compressor": (["generate", "--prompt", "a cat", "--compressor", "gone.safetensors"], "gone.safetensors does"),
+    "seed": (["generate", "--prompt", "a cat", "--seed", "-1"], "The seed must lie between 0 and 2^64 - 1, but it is"),
+    "steps": (["generate", "--prompt", "a cat", "--steps", "0"], "0"),
+    "device": (["generate", "--prompt", "a cat", "--device", "toaster"], "toaster"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "told"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_sentence_on_standard_error(
+    arguments: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert told in err
+    assert len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []  # nothing half-made is left behind
+
+
+def test_a_mistake_leaves_an_older_video_alone(tmp_path: Path):
+    video = tmp_path / "out.mp4"
+    assert generate("--seconds", "0.25", "--output", str(video)) == 0
+    before = video.read_bytes()
+    assert generate("--seconds", "0.25", "--output", str(video), "--compressor", "gone.safetensors") == 1
+    assert main(["generate", "--model", "gone.pt", "--text-embedding", "x", "--vae", "x", "--output", str(video)]) == 1
+    assert video.read_bytes() == before
+
+
+def test_an_unknown_option_is_told_without_a_traceback():
+    done = shell("plan", "--colour", "red")
+    assert done.returncode == 2
+    assert "--colour" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("overlap", ["off", "on"])
+def test_out_of_memory_is_one_sentence_and_finished_blocks_are_kept(
+    overlap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, passes = CausalWan.denoise, []
+
+    def fourth_fails(self: CausalWan, *inputs: object) -> torch.Tensor:
+        passes.append(self)
+        if len(passes) == 7:  # two steps a block: in the fourth block
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+        return whole(self, *inputs)
+
+    monkeypatch.setattr(CausalWan, "denoise", fourth_fails)
+    file = tmp_path / "out.mp4"
+    assert generate("--seconds", "5", "--overlap", overlap, "--output", str(file)) == 1
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "error: The device ran out of memory (CUDA out of memory), and what was finished is kept: choose" in told
+    assert len(read_video(file)[0]) == 9  # three blocks of one latent frame
+
+
+def test_what_no_machine_can_hold_is_refused_before_it_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "out.mp4"
+    assert generate("--width", "16384", "--height", "16384", "--sink", "4000", "--output", str(file)) == 1
+    told = capsys.readouterr().err
+    assert "A video of 16384x16384 needs about " in told
+    assert " takes " in told
+    assert "block 1" not in told
+    assert not file.exists()

@@ -1,0 +1,210 @@
+"""What a run is said to take, against what its tensors take; and what is said when it does not fit."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from packforcing.config import MODELS, CacheConfig, FrameSize, Layout, default_temporal_stride
+from packforcing.errors import PackForcingError
+from packforcing.generate.long_video import LongVideo, Sampling
+from packforcing.generate.memory_budget import DecodePlan, DecoderMemory, MemoryDemand, decode_plan
+from packforcing.model.attention import sdpa
+from packforcing.model.causal_wan import CausalWan
+from packforcing.model.compressor import Compressor
+from packforcing.model.vae import StreamingDecoder, WanVAE, init_vae
+from packforcing.model.wan_modules import SIZES, build_wan_modules, random_state_dict
+
+GB = 10**9
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors made inside and still alive, each storage once; also those that it is told of."""
+
+    def __init__(self, before: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.now = 0
+        self._sizes: dict[int, int] = {}
+        for tensor in before:
+            self._add(tensor)
+        self.peak = self.now
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._add(leaf)
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        self.now -= self._sizes.pop(key, 0)
+
+
+def demand(width: int = 832, height: int = 480, blocks: int = 60, **config: Any) -> MemoryDemand:
+    chosen = CacheConfig(**config)
+    layout = Layout(chosen, FrameSize(width, height), default_temporal_stride(chosen.block_frames))
+    return MemoryDemand(MODELS["wan2.1-1.3b"], 2, layout, blocks, DecoderMemory(dim=96, itemsize=2))
+
+
+# --- the count -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize(("width", "height", "dtype"), [(832, 480, torch.bfloat16), (128, 64, torch.float32)])
+def test_the_decoder_holds_what_is_said(width: int, height: int, dtype: torch.dtype, frames: int) -> None:
+    """On tensors without data, the second block of a video, at the real VAE's width."""
+    with torch.device("meta"):
+        vae = WanVAE(96).to(dtype).requires_grad_(False)
+        latents = torch.empty(1, 16, frames, height // 8, width // 8)
+    decoder = StreamingDecoder(vae)
+    decoder.decode(latents)
+    live = LiveBytes(decoder.state.values())
+    held = live.now
+    with live:
+        decoder.decode(latents)
+
+    said = DecoderMemory(96, dtype.itemsize)
+    size = FrameSize(width, height)
+    assert held == pytest.approx(said.remembered(size), rel=0.01)
+    assert live.peak == pytest.approx(said.peak(size, frames), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "config"),
+    [
+        (torch.bfloat16, {"sink_frames": 8}),
+        (torch.bfloat16, {"kv_dtype": "fp8_e4m3", "archive_device": "host"}),
+        (torch.float32, {"recent_frames": 8}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("vae_dim", "overlap"), [(0, False), (32, False), (32, True)])
+def test_a_run_holds_what_is_said(
+    vae_dim: int, overlap: bool, dtype: torch.dtype, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All tensors that a whole run makes, the weights left out, counted while it runs."""
+    beside = LiveBytes()  # a thread does not see another one's tensors: what both hold at most may come together
+
+    def counted_decode(decoder: StreamingDecoder, latents: Tensor, decode: Any = StreamingDecoder.decode) -> Tensor:
+        with beside:
+            return decode(decoder, latents)
+
+    if overlap:
+        monkeypatch.setattr(StreamingDecoder, "decode", counted_decode)
+    layout = Layout(CacheConfig(**({"sink_frames": 4, "top_k": 2 if vae_dim else 0} | config)), FrameSize(64, 64), 2)
+    wan = CausalWan(build_wan_modules(SIZES["tiny"], random_state_dict(SIZES["tiny"], 0)).to(dtype), sdpa, dtype)
+    vae = init_vae(vae_dim).to(dtype).requires_grad_(False) if vae_dim else None
+    blocks = 6
+    text = wan.embed_text(torch.zeros(1, 512, 4096))
+    weights = [*wan.modules.parameters(), *(vae.parameters() if vae else ())]
+    with LiveBytes([*weights, *(tensor for pair in text.layers for tensor in pair)]) as live:
+        video = LongVideo(wan, text, layout, Sampling(steps=1), Compressor(2), vae, decode_frames=1, overlap=overlap)
+        for _ in video.blocks(blocks):
+            pass
+    counted = live.peak + beside.peak - sum(tensor.nbytes for tensor in weights)
+    counted -= video.cache.archive.host_bytes  # on a CPU, host memory is this memory
+    said = MemoryDemand(
+        wan.shape, dtype.itemsize, layout, blocks, DecoderMemory(vae_dim, dtype.itemsize) if vae else None
+    )
+    assert counted == pytest.approx(said.bytes(1, overlap), rel=0.15)
+
+
+# --- the choice ------------------------------------------------------------------------------------------------
+
+
+def test_a_block_is_decoded_in_as_large_passes_as_fit() -> None:
+    run = demand()
+    assert run.passes() == [4, 2, 1]
+    assert decode_plan(run, None, "cuda", overlap=False) == DecodePlan(4, False)
+    for frames in run.passes():
+        assert decode_plan(run, run.bytes(frames), "cuda") == DecodePlan(frames, False)
+        assert decode_plan(run, run.bytes(frames) + 3 * GB, "cuda", movable=3 * GB) == DecodePlan(frames, False)
+    assert decode_plan(run, run.bytes(4) - 1, "cuda") == DecodePlan(2, False)
+    assert decode_plan(run, run.bytes(1), "cuda", movable=100 * GB) == DecodePlan(1, False)  # weights make room
+    assert demand(block_frames=3, sink_frames=3, recent_frames=3).passes() == [3, 1]
+    assert demand(block_frames=1).passes() == [1]
+
+
+def test_the_small_model_at_its_usual_size_fits_a_card_of_8_gb() -> None:
+    """With fp8 keys and values and the archive in host memory; 2 GB are left for weights, which ComfyUI moves."""
+    frugal = demand(kv_dtype="fp8_e4m3", archive_device="host", blocks=10_000)
+    assert frugal.least < 6.3 * GB
+    assert decode_plan(frugal, 8 * GB, "cuda:0", movable=3 * GB) == DecodePlan(1, False)
+
+
+def test_blocks_are_decoded_beside_the_next_where_that_fits() -> None:
+    run = demand()
+    needed = run.bytes(4, overlap=True)
+    assert needed - run.bytes(4) > 1.6 * GB, "recent and mid blocks once more: 9,152 tokens"
+    assert decode_plan(run, None, "cuda") == DecodePlan(4, True)
+    assert decode_plan(run, needed + 3 * GB, "cuda", movable=3 * GB) == DecodePlan(4, True)
+    assert decode_plan(run, needed + 3 * GB - 1, "cuda", movable=3 * GB) == DecodePlan(4, False)
+    assert decode_plan(run, needed, "cuda", overlap=False) == DecodePlan(4, False)
+    assert decode_plan(replace(run, vae=None), None, "cuda") == DecodePlan(4, False)
+    unneeded = demand(top_k=0)
+    assert unneeded.bytes(4, overlap=True) < run.bytes(4, overlap=True) - 1.6 * GB
+
+
+def test_longer_videos_need_no_more() -> None:
+    assert demand(blocks=100, archive_device="host").least == demand(blocks=10**6, archive_device="host").least
+    assert demand(blocks=1000).least == demand(blocks=10**6).least  # the archive's budget
+
+
+# --- what does not fit -----------------------------------------------------------------------------------------
+
+
+def refusal(run: MemoryDemand, available: float) -> str:
+    with pytest.raises(PackForcingError) as told:
+        decode_plan(run, int(available), "cuda:0")
+    return str(told.value)
+
+
+def test_what_does_not_fit_is_told_with_what_would() -> None:
+    run = demand()
+    host, fp8 = run.with_config(archive_device="host"), run.with_config(kv_dtype="fp8_e4m3")
+    both = fp8.with_config(archive_device="host")
+    assert run.least > host.least > fp8.least > both.least
+
+    told = refusal(run, host.least)
+    assert told.startswith("A video of 832x480 needs about ")
+    assert "beside the model's weights, but cuda:0 has " in told
+    assert told.endswith(f"set archive_device host, which takes {host.least / 1e9:.2f} GB.")
+    assert "set kv_dtype fp8_e4m3, which takes" in refusal(run, fp8.least)
+    assert "set archive_device host and kv_dtype fp8_e4m3, which takes" in refusal(run, both.least)
+    assert "set kv_dtype fp8_e4m3, which takes" in refusal(host, both.least)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.1])
+def test_a_smaller_frame_is_the_largest_that_fits(share: float) -> None:
+    run = demand(1280, 720)
+    frugal = run.with_config(archive_device="host", kv_dtype="fp8_e4m3")
+    available = share * frugal.least
+    told = refusal(run, available)
+    assert "with archive_device host and kv_dtype fp8_e4m3 takes" in told
+    width, height = (int(side) for side in told.rpartition(": ")[2].split()[0].split("x"))
+    assert width / height == pytest.approx(1280 / 720, rel=0.1)
+    assert demand(width, height, kv_dtype="fp8_e4m3", archive_device="host").least <= available
+    wider = FrameSize(width + 16, round((width + 16) / 16 * 45 / 80) * 16)
+    assert demand(wider.width, wider.height, kv_dtype="fp8_e4m3", archive_device="host").least > available
+    assert "with" not in refusal(frugal, available).rpartition(": ")[2]  # nothing is left to set
+
+
+def test_where_no_size_fits_that_is_said() -> None:
+    assert "no size fits with this cache config" in refusal(demand(), 1e6)

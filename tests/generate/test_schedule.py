@@ -1,0 +1,136 @@
+"""Noise levels and updates of method 2: x_sigma = (1 - sigma) x0 + sigma noise, v = noise - x0."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor
+
+from packforcing.errors import PackForcingError
+from packforcing.generate.schedule import euler_update, few_step_update, predicted_x0, sigmas
+
+LEVELS = [(1.0, 0.9375), (0.9375, 0.8333), (0.8333, 0.625), (0.625, 0.0)]
+
+
+def noisy(x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """The flow's straight path from x0 to noise, in the words of method 2."""
+    return (1 - sigma) * x0 + sigma * noise
+
+
+def a_pair(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """x0 and noise, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    x0, noise = torch.randn((2, 1, 16, 4, 6, 8), generator=generator, dtype=torch.float64)
+    return x0, noise
+
+
+def assert_equal_to_rounding(found: Tensor, expected: Tensor) -> None:
+    """A handful of float64 roundings of numbers below 8."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=8 * 8 * torch.finfo(torch.float64).eps)
+
+
+# ---------------------------------------------------------------------- noise levels
+
+
+def test_four_steps_at_shift_five() -> None:
+    assert sigmas(4, 5.0) == [1.0, 0.9375, pytest.approx(5 / 6, abs=1e-15), 0.625]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 50])
+@pytest.mark.parametrize("shift", [1, 3, 5, Fraction(1, 2)])
+def test_every_level_is_the_shifted_share_of_a_thousand(steps: int, shift: Fraction) -> None:
+    times = [Fraction(1000 * (steps - i), steps) for i in range(steps)]  # 1000, 750, 500, 250 for four
+    expected = [float(shift * (t / 1000) / (1 + (shift - 1) * (t / 1000))) for t in times]
+    assert sigmas(steps, float(shift)) == pytest.approx(expected, rel=1e-14)
+
+
+def test_levels_start_at_pure_noise_and_fall() -> None:
+    levels = sigmas(20, 5.0)
+    assert levels[0] == 1.0
+    assert levels[-1] > 0
+    assert levels == sorted(set(levels), reverse=True)
+
+
+def test_no_shift_leaves_the_levels_even() -> None:
+    assert sigmas(4, 1.0) == [1.0, 0.75, 0.5, 0.25]
+
+
+@pytest.mark.parametrize(("steps", "shift", "found"), [(0, 5.0, "0"), (-1, 5.0, "-1")])
+def test_no_steps_are_told_in_one_sentence(steps: int, shift: float, found: str) -> None:
+    with pytest.raises(PackForcingError, match=rf"but {found} were asked for\.$"):
+        sigmas(steps, shift)
+
+
+@pytest.mark.parametrize("shift", [0.0, -3.0, float("nan"), float("inf")])
+def test_a_shift_that_is_not_positive_is_told_in_one_sentence(shift: float) -> None:
+    with pytest.raises(PackForcingError, match=rf"but it is {shift}\.$"):
+        sigmas(4, shift)
+
+
+# ---------------------------------------------------------------------- updates
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.9375, 5 / 6, 0.625, 0.01])
+def test_the_true_velocity_gives_the_true_x0(sigma: float) -> None:
+    x0, noise = a_pair()
+    assert_equal_to_rounding(predicted_x0(noisy(x0, noise, sigma), noise - x0, sigma), x0)
+
+
+@pytest.mark.parametrize(("sigma", "next_sigma"), LEVELS)
+def test_the_few_step_update_adds_fresh_noise_to_the_predicted_x0(sigma: float, next_sigma: float) -> None:
+    x, velocity = a_pair(1)
+    fresh, _ = a_pair(2)
+    expected = (1 - next_sigma) * (x - sigma * velocity) + next_sigma * fresh
+    assert_equal_to_rounding(few_step_update(x, velocity, sigma, next_sigma, fresh), expected)
+
+
+@pytest.mark.parametrize(("sigma", "next_sigma"), LEVELS)
+def test_the_euler_update_follows_the_velocity(sigma: float, next_sigma: float) -> None:
+    x, velocity = a_pair(3)
+    expected = x - (sigma - next_sigma) * velocity
+    assert_equal_to_rounding(euler_update(x, velocity, sigma, next_sigma), expected)
+
+
+@pytest.mark.parametrize(("sigma", "next_sigma"), LEVELS)
+def test_on_a_straight_path_an_euler_step_lands_on_the_next_level(sigma: float, next_sigma: float) -> None:
+    x0, noise = a_pair(4)
+    stepped = euler_update(noisy(x0, noise, sigma), noise - x0, sigma, next_sigma)
+    assert_equal_to_rounding(stepped, noisy(x0, noise, next_sigma))
+
+
+def test_updates_keep_the_dtype() -> None:
+    x0, noise = (x.bfloat16() for x in a_pair())
+    assert few_step_update(x0, noise, 1.0, 0.5, noise).dtype == torch.bfloat16
+    assert euler_update(x0, noise, 1.0, 0.5).dtype == torch.bfloat16
+
+
+# ---------------------------------------------------------------------- a model that knows the answer
+
+
+def walk(update: str, levels: list[float], x0: Tensor, noises: list[Tensor]) -> Tensor:
+    """Denoises with a model whose velocity is always the true one."""
+    x = noises[0]
+    for step, (sigma, next_sigma) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True)):
+        velocity = (x - x0) / sigma
+        if update == "euler":
+            x = euler_update(x, velocity, sigma, next_sigma)
+        else:
+            x = few_step_update(x, velocity, sigma, next_sigma, noises[step])
+    return x
+
+
+@pytest.mark.parametrize("update", ["few-step", "euler"])
+def test_with_a_perfect_model_x0_comes_back_exactly(update: str) -> None:
+    # Multiples of 1/16 and levels of 1, 3/4, 1/2, 1/4: nothing rounds, so equal means equal.
+    generator = torch.Generator().manual_seed(0)
+    x0, *noises = torch.randint(-64, 65, (5, 1, 16, 4, 6, 8), generator=generator).double() / 16
+    assert torch.equal(walk(update, sigmas(4, 1.0), x0, noises), x0)
+
+
+@pytest.mark.parametrize("update", ["few-step", "euler"])
+def test_with_a_perfect_model_x0_comes_back_from_the_papers_levels(update: str) -> None:
+    x0, _ = a_pair(5)
+    noises = [a_pair(6 + i)[1] for i in range(4)]
+    assert_equal_to_rounding(walk(update, sigmas(4, 5.0), x0, noises), x0)
