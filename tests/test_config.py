@@ -1,4 +1,4 @@
-"""The arithmetic of method 2 and the partitions of method 3."""
+"""The arithmetic of docs/method.md, sections 2 and 3."""
 
 from __future__ import annotations
 

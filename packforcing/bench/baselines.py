@@ -52,8 +52,7 @@ class UnboundedCache(Cache):
         self.shared = 2 * self.complete_bytes > free_bytes(device)
         super().__init__(layout, replace(model, layers=1) if self.shared else model, device, dtype, rotary=rotary)
         if self.shared:
-            for one_per_layer in (self.keys, self.values, self._live, self._mid_content):
-                one_per_layer *= model.layers
+            self.layers *= model.layers
             self.model = model
 
 
@@ -69,25 +68,24 @@ class ConcatenatingCache(Cache):
         rotary: RotaryOps = EAGER_ROTARY,
     ) -> None:
         super().__init__(layout, model, device, dtype, rotary=rotary)
+        self._rotary = rotary
         self._fresh: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * model.layers
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        self._fresh[layer] = self._rotary.rotate(keys, self._current_rotation), values
+        self._fresh[layer] = self._rotary.rotate(keys, self.rotations.current), values
 
     def context(self, layer: int) -> tuple[Tensor, Tensor]:
-        history = [self._slot_tokens(block) for block in self.partition.sink]
-        history.append(slice(self._mid_start, self._mid_start + self._mid_tokens))
-        history += [self._slot_tokens(block) for block in self.partition.recent]
-        keys, values = (
-            torch.cat([*(buffer[:, tokens] for tokens in history), end], dim=1)
-            for buffer, end in zip((self.keys[layer], self.values[layer]), self._fresh[layer], strict=True)
+        kv, (keys, values) = self.layers[layer].kv, self._fresh[layer]
+        history = [*map(self.block_tokens, self.partition.sink), self.mid_tokens]
+        history += map(self.block_tokens, self.partition.recent)
+        return (
+            torch.cat([*(kv.keys[:, tokens] for tokens in history), keys], dim=1),
+            torch.cat([*(kv.values[:, tokens] for tokens in history), values], dim=1),
         )
-        return keys, values
 
     def end(self) -> None:
-        for layer, (keys, values) in enumerate(self._fresh):
-            tokens = self._slot_tokens(self.block)
-            self.keys[layer][:, tokens], self.values[layer][:, tokens] = self._kept(keys), self._kept(values)
+        for layer, (keys, values) in zip(self.layers, self._fresh, strict=True):
+            layer.kv.copy(self.block_tokens(self.block), keys, values)
         super().end()
 
 

@@ -18,6 +18,7 @@ from ..config import CacheConfig
 from ..generate.long_video import LongVideo
 from ..generate.record import CacheRecord
 from ..model.vae import WanVAE
+from ..model.wan_protocol import Wan
 from .clock import Clock, held_bytes, peak_bytes, reset_peak
 
 STAGES = ("denoise", "selection", "decode", "write", "compression", "clean_pass")
@@ -55,13 +56,14 @@ def run_video(
     """
     device = video.wan.device
     clock = Clock(device)
-    _watch(video, clock)
+    video.cache.timer = clock.part  # selection and the archive's traffic happen inside the passes
     reset_peak(device)
     measured: list[MeasuredBlock] = []
     start = time.perf_counter()
     for block in video.blocks(count):
         if write is not None:
             with clock.part("write"):
+                assert block.frames is not None, "only a video that is decoded is written"
                 write(block.frames)
         parts = clock.take()
         now = time.perf_counter()
@@ -72,19 +74,12 @@ def run_video(
     return Run(measured, video.record, peak_bytes(device, [block.memory_bytes for block in measured]))
 
 
-def _watch(video: LongVideo, clock: Clock) -> None:
-    """Selection and the archive's traffic happen inside the passes: their calls are timed on their own."""
-    for name in ("score", "select"):
-        setattr(video.cache, name, clock.timed("select", getattr(video.cache, name)))
-    video.cache.archive.append = clock.timed("archive", video.cache.archive.append)
-
-
 def _stages(video: LongVideo, index: int, parts: dict[str, float], written: bool) -> dict[str, float]:
     """Milliseconds of each stage of a measured block; a stage that did not run is absent."""
     record = video.record
     stages = {
-        "denoise": 1000 * record.blocks[index].seconds["denoise"] - parts["select"],
-        "selection": parts["select"] + parts["archive"],
+        "denoise": 1000 * record.blocks[index].seconds["denoise"] - parts["selection"],
+        "selection": parts["selection"] + parts["archive"],
     }
     if "decode" in record.blocks[index].seconds and isinstance(video.vae, WanVAE):
         stages["decode"] = 1000 * record.blocks[index].seconds["decode"]
@@ -158,7 +153,7 @@ def memory_by_owner(video: LongVideo, peak_bytes: int | None) -> dict[str, int |
     itself. The host archive is part of the peak on the CPU only.
     """
     cache, archive = video.cache, video.cache.archive
-    owners: dict[str, int | None] = {
+    held = {
         "weights": _parameter_bytes(video.wan.modules),
         "text": sum(keys.nbytes + values.nbytes for keys, values in video.text.layers),
         "vae": _parameter_bytes(video.vae) if isinstance(video.vae, WanVAE) else 0,
@@ -166,11 +161,10 @@ def memory_by_owner(video: LongVideo, peak_bytes: int | None) -> dict[str, int |
         "archive_device": archive.device_bytes,
         "key_sums": archive.allocated_key_sum_bytes,
     }
-    in_peak = sum(owners.values()) + (archive.host_bytes if video.wan.device.type == "cpu" else 0)
-    owners["archive_host"] = archive.host_bytes
-    owners["rest"] = None if peak_bytes is None else peak_bytes - in_peak
-    return owners
+    in_peak = sum(held.values()) + (archive.host_bytes if video.wan.device.type == "cpu" else 0)
+    rest = None if peak_bytes is None else peak_bytes - in_peak
+    return {**held, "archive_host": archive.host_bytes, "rest": rest}
 
 
-def _parameter_bytes(module: torch.nn.Module) -> int:
+def _parameter_bytes(module: torch.nn.Module | Wan) -> int:
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))

@@ -1,7 +1,8 @@
 """The archive: the compressed keys and values of every block that is, or will become, a mid block.
 
-What is needed to score a block (its key sums) stays on the device; the keys and values themselves are needed only once
-the block is selected, so they may lie in host memory, and device memory is bounded for any length of video (method 5).
+What is needed to score a block (its key sums) stays on the device. The keys and values themselves are needed only once
+the block is selected. So they may lie in host memory, and device memory is bounded for any length of video
+(docs/method.md, section 5).
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Archive:
         self._device_entries: list[Tensor] = []  # the first ones, as far as the budget goes
         self._host_pieces = Slabs(pinned=device.type == "cuda")  # a layer's part of an entry each
         self._count = 0
+        self._layers = 0
         self._key_sums: Tensor | None = None
         self.device_bytes = 0
         self.host_bytes = 0
@@ -86,6 +88,7 @@ class Archive:
             self._device_entries.append(entry.clone())
             self.device_bytes += entry.nbytes
         else:
+            self._layers = len(entry)
             self._host_pieces.append(entry)
             self.host_bytes += entry.nbytes
         self._count += 1
@@ -115,5 +118,4 @@ class Archive:
         """Keys and values [2, B, N_c, H, D] of one block at one layer, where they lie."""
         if block < len(self._device_entries):
             return self._device_entries[block][layer]
-        layers = self._key_sums.shape[1]
-        return self._host_pieces[(block - len(self._device_entries)) * layers + layer]
+        return self._host_pieces[(block - len(self._device_entries)) * self._layers + layer]

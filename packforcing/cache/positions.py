@@ -1,4 +1,4 @@
-"""Temporal positions of the blocks that one block attends to: the anchored form of temporal RoPE adjustment (method 6).
+"""Where the blocks that one block attends to stand in time: anchored RoPE adjustment (docs/method.md, section 6).
 
 Sinks stand at 0 for ever, the selected mid blocks follow without gaps, then the recent blocks and the current one.
 Attention sees only differences of positions, so this equals rotating the history towards the current block (paper

@@ -1,4 +1,4 @@
-"""3D rotary position embedding: angles from positions, and rotation by a temporal offset (method 6; paper section 3.5).
+"""3D rotary position embedding: angles from positions, rotation by an offset in time (docs/method.md, section 6).
 
 Wan splits the channels of a head into a temporal, a vertical and a horizontal part (44 + 42 + 42 of 128), and rotates
 neighbouring channel pairs. Angles are computed from positions and never looked up, so that a position may be
@@ -31,6 +31,11 @@ class Rotation:
     def points(self) -> Tensor:
         """The angles as complex numbers of length 1, [L, P]: made once, since a pass asks for them in every layer."""
         return torch.complex(self.cos, self.sin)
+
+    @property
+    def channels(self) -> int:
+        """How many of a head's channels, from the first on, are rotated."""
+        return 2 * self.cos.shape[-1]
 
     def __getitem__(self, tokens: Tensor | slice) -> Rotation:
         return Rotation(self.cos[tokens], self.sin[tokens])
@@ -100,14 +105,14 @@ def place_in_reals(keys_slot: Tensor, values_slot: Tensor, keys: Tensor, values:
 
 def _rotated(x: Tensor, by: Rotation) -> Tensor:
     """The channels of x that are rotated, [B, L, H, 2 P], in float32 at least."""
-    pairs = rearrange(x[..., : 2 * by.cos.shape[-1]], "b l h (pair two) -> b l h pair two", two=2)
+    pairs = rearrange(x[..., : by.channels], "b l h (pair two) -> b l h pair two", two=2)
     # As complex numbers: one multiplication that reads and writes everything once, where real ones take six.
     points = torch.view_as_complex(pairs.to(torch.promote_types(x.dtype, torch.float32)).contiguous())
     return torch.view_as_real(points * by.points[:, None]).flatten(-2)
 
 
 def _rotated_in_reals(x: Tensor, by: Rotation) -> Tensor:
-    pairs = x[..., : 2 * by.cos.shape[-1]].unflatten(-1, (-1, 2))
+    pairs = torch.unflatten(x[..., : by.channels], -1, (-1, 2))
     first, second = pairs.to(torch.promote_types(x.dtype, torch.float32)).unbind(-1)
     cos, sin = by.cos[:, None], by.sin[:, None]
     return torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1).flatten(-2)
@@ -136,7 +141,8 @@ def compiled_rotary() -> RotaryOps:
     Sample by sample: with a batch axis there would be another graph for each of its strides, and so for each size of
     buffer and each slice of a pass's tokens.
     """
-    turn, put = (torch.compile(form, dynamic=False, fullgraph=True) for form in (rotate_in_reals, place_in_reals))
+    turn = torch.compile(rotate_in_reals, dynamic=False, fullgraph=True)
+    put = torch.compile(place_in_reals, dynamic=False, fullgraph=True)
 
     def rotate_each(x: Tensor, by: Rotation) -> Tensor:
         return turn(x[0], by)[None] if len(x) == 1 else torch.stack([turn(sample, by) for sample in x])

@@ -1,4 +1,4 @@
-"""Dynamic context selection: the affinity of mid blocks to the current block, and the top-k of it (method 5).
+"""Dynamic context selection: the affinity of mid blocks to the current block, and its top-k (docs/method.md section 5).
 
     s_m = 1 / (B N_opt sqrt(d)) * sum_b sum_{h < N_opt} sum_{i in S_q} sum_{j in m} Q[b,h,i] . K[m,b,h,j]
 
@@ -31,7 +31,9 @@ def token_sum(x: Tensor, heads: int) -> Tensor:
 def affinity(query_sum: Tensor, key_sums: Tensor) -> Tensor:
     """Scores [M] of M mid blocks from the query sum [B, N_opt, D] and the blocks' key sums [M, B, N_opt, D]."""
     batch, heads, dim = query_sum.shape
-    return einsum(query_sum, key_sums, "b h d, m b h d -> m") / (batch * heads * dim**0.5)
+    products: Tensor = einsum(query_sum, key_sums, "b h d, m b h d -> m")
+    scale: float = batch * heads * dim**0.5
+    return products / scale
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The causal forward pass of one block over a Wan 2.1 module tree (method 3, 5 and 7).
+"""The causal forward pass of one block over a Wan 2.1 module tree (docs/method.md, sections 3, 5 and 7).
 
 Runs over any module tree with Wan's sub-module names: ComfyUI's, or the library's own `wan_modules.WanModules`.
 Sub-modules are called, and their weights are never read. So LoRA patches, fp8 and GGUF operations, offloading and lazy
@@ -18,10 +18,11 @@ from torch.utils.checkpoint import checkpoint
 
 from ..cache.cache import Cache
 from ..cache.rope import EAGER_ROTARY, compiled_rotary
-from ..config import LATENT_CHANNELS, PATCH, ModelShape
+from ..config import PATCH, ModelShape
 from ..devices import to_device
 from ..errors import PackForcingError
 from .attention import Attention, fast_attention
+from .wan_protocol import BlockModules, as_wan
 
 
 @dataclass(frozen=True)
@@ -39,25 +40,6 @@ def time_features(timestep: Tensor, dim: int) -> Tensor:
     return torch.cat((angles.cos(), angles.sin()), dim=-1).to(timestep.dtype)
 
 
-def check_wan_modules(modules: nn.Module) -> None:
-    """Raises PackForcingError when a module tree is not that of a Wan 2.1 text-to-video transformer."""
-    needed = ("patch_embedding", "text_embedding", "time_embedding", "time_projection", "blocks", "head")
-    missing = [name for name in needed if not hasattr(modules, name)]
-    if missing:
-        raise PackForcingError(
-            f"The model is not a Wan 2.1 transformer: {type(modules).__name__} has no {missing[0]}; connect a causal "
-            "Wan 2.1 text-to-video model (Self-Forcing, Causal-Forcing, CausVid)."
-        )
-    channels = modules.patch_embedding.in_channels
-    has_image_branch = getattr(modules, "img_emb", None) is not None
-    if has_image_branch or channels != LATENT_CHANNELS:
-        raise PackForcingError(
-            f"The model is not a Wan 2.1 text-to-video model: its input has {channels} channels"
-            f"{' and an image branch' if has_image_branch else f' instead of {LATENT_CHANNELS}'}; connect a causal Wan "
-            "2.1 text-to-video model."
-        )
-
-
 # ---------------------------------------------------------------------- what a layer does between its attentions
 
 
@@ -65,7 +47,7 @@ def _split(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1))
 
 
-def project(block: nn.Module, hidden: Tensor, modulation: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def project(block: BlockModules, hidden: Tensor, modulation: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values [B, L, H, D] of the self-attention of hidden tokens [B, L, d].
 
     Here and below, `modulation` [B, 6, d] is the layer's shift, scale and gate, twice.
@@ -77,7 +59,7 @@ def project(block: nn.Module, hidden: Tensor, modulation: Tensor, heads: int) ->
 
 
 def after_attention(
-    block: nn.Module, hidden: Tensor, attended: Tensor, modulation: Tensor, heads: int
+    block: BlockModules, hidden: Tensor, attended: Tensor, modulation: Tensor, heads: int
 ) -> tuple[Tensor, Tensor]:
     """Adds the self-attention [B, L, H, D] to the hidden tokens [B, L, d]; with the queries to the prompt."""
     gate = modulation.chunk(6, dim=1)[2]
@@ -86,7 +68,7 @@ def after_attention(
     return hidden, _split(cross.norm_q(cross.q(block.norm3(hidden))), heads)
 
 
-def after_prompt(block: nn.Module, hidden: Tensor, attended: Tensor, modulation: Tensor) -> Tensor:
+def after_prompt(block: BlockModules, hidden: Tensor, attended: Tensor, modulation: Tensor) -> Tensor:
     """Adds the attention to the prompt [B, L, H, D], and the feed-forward layer, to the hidden tokens [B, L, d]."""
     shift, scale, gate = modulation.chunk(6, dim=1)[3:]
     hidden = hidden + block.cross_attn.o(attended.flatten(2))
@@ -103,8 +85,8 @@ class LayerParts:
 
     def compiled(self) -> LayerParts:
         """By torch.compile, once for all layers and once more for each number of tokens, of which a run has three."""
-        parts = (self.project, self.after_attention, self.after_prompt)
-        return LayerParts(*(torch.compile(part, dynamic=False, fullgraph=True) for part in parts))
+        compiled = partial(torch.compile, dynamic=False, fullgraph=True)
+        return LayerParts(compiled(self.project), compiled(self.after_attention), compiled(self.after_prompt))
 
 
 class CausalWan:
@@ -127,16 +109,15 @@ class CausalWan:
         device: torch.device | str = "cpu",
         compiled: bool = False,
     ) -> None:
-        check_wan_modules(modules)
-        self.modules = modules
+        self.modules = as_wan(modules)
         self.attention = attention
         self.dtype = dtype
         self.device = torch.device(device)
-        self.heads = modules.blocks[0].self_attn.num_heads
+        self.heads = self.modules.blocks[0].self_attn.num_heads
         self._parts = LayerParts().compiled() if compiled else LayerParts()
         self.rotary = compiled_rotary() if compiled else EAGER_ROTARY  # for its caches
-        # In training: keep only the layers' inputs for the backward pass of `denoise`, and compute the rest again. The
-        # cache must not have been written since.
+        # In training: keep only the layers' inputs for the backward pass of `denoise`, and compute the rest again.
+        # Nothing may be written into the cache in between.
         self.recompute = False
 
     @property
@@ -180,7 +161,7 @@ class CausalWan:
     def _modulations(self, sigma: float | Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Time embedding of noise levels, one or [B]: [B, 1, d] for the head, [B, 6, d] for the layers."""
         precision = torch.promote_types(self.dtype, torch.float32)
-        # On the CPU, from where it is sent: neither way does anybody wait for the pass before.
+        # Made on the CPU and sent: neither the host nor the device waits for the pass before.
         timestep = torch.as_tensor(1000.0 * sigma, dtype=precision).expand(batch)
         features = to_device(time_features(timestep, self.modules.freq_dim), self.device, self.dtype)
         embedding = self.modules.time_embedding(features)
@@ -189,7 +170,7 @@ class CausalWan:
     # ------------------------------------------------------------------ passes
 
     def denoise(self, x: Tensor, sigma: float | Tensor, text: TextKV, cache: Cache) -> Tensor:
-        """Predicts the velocity of the current block (method 7, step 2).
+        """Predicts the velocity of the current block (docs/method.md, section 7, step 2).
 
         Args:
             x: noisy normalised latents of the block, [B, 16, T, h, w].
@@ -210,7 +191,7 @@ class CausalWan:
         return self._unpatchify(self._head(hidden, time), x)
 
     def clean_pass(self, x0: Tensor, text: TextKV, cache: Cache, compressed: Tensor | None) -> None:
-        """The clean pass: writes the block's keys and values, and those of its compressed form beside it (method 3).
+        """The clean pass: writes the block's keys and values, and beside it those of a compressed form.
 
         Compressed tokens share every linear layer with the full ones but attend on their own, so the full-resolution
         results do not depend on them.
@@ -237,47 +218,38 @@ class CausalWan:
         for layer, block in enumerate(self.modules.blocks):
             modulation = block.modulation.to(hidden) + modulations
             if layer == last:  # nothing reads what comes after the last layer's keys and values
-                self._write(layer, block, hidden, modulation, cache, full)
-                if full:
-                    cache.select(layer)
+                self._store(layer, block, hidden, modulation, cache, full)
                 return
             attend = partial(self._attend, layer, block, cache=cache, full=full)
             hidden = self._layer(block, hidden, modulation, text.layers[layer], attend)
 
-    def _write(
-        self, layer: int, block: nn.Module, hidden: Tensor, modulation: Tensor, cache: Cache, full: int
-    ) -> Tensor:
-        """Begins the selection of mid blocks if that is still to do, and writes the tokens' keys and values; returns
-        queries [B, L, H, D].
-
-        The first `full` of the hidden tokens [B, L, d] are the current block's, the others its compressed form's.
-        """
-        queries, keys, values = self._parts.project(block, hidden, modulation, self.heads)
-        if full:
-            cache.score(layer, queries[:, :full])
-            cache.write(layer, keys[:, :full], values[:, :full])
-        if full < hidden.shape[1]:
-            cache.write_compressed(layer, keys[:, full:], values[:, full:])
-        return queries
-
     def _attend(
-        self, layer: int, block: nn.Module, hidden: Tensor, modulation: Tensor, cache: Cache, full: int
+        self, layer: int, block: BlockModules, hidden: Tensor, modulation: Tensor, cache: Cache, full: int
     ) -> Tensor:
-        """Self-attention [B, L, H, D] of the current block's tokens and, on their own, of its compressed form's."""
-        queries = self._write(layer, block, hidden, modulation, cache, full)
+        """Self-attention [B, L, H, D] of the current block's tokens, the first `full` of the hidden tokens [B, L, d],
+        and, on their own, of a compressed form's, the others."""
+        projected = self._parts.project(block, hidden, modulation, self.heads)
         out = []
         if full:
-            rotated = cache.rotate_queries(queries[:, :full])
-            cache.select(layer)  # only now: the device is busy with the above while the host waits for the choice
-            out.append(self.attention(rotated, *cache.context(layer)))
+            out.append(self.attention(*cache.attend(layer, *(x[:, :full] for x in projected))))
         if full < hidden.shape[1]:
-            compressed = cache.rotate_compressed_queries(queries[:, full:])
-            out.append(self.attention(compressed, *cache.compressed_context(layer)))
+            out.append(self.attention(*cache.attend_compressed(layer, *(x[:, full:] for x in projected))))
         return torch.cat(out, dim=1) if len(out) > 1 else out[0]
+
+    def _store(
+        self, layer: int, block: BlockModules, hidden: Tensor, modulation: Tensor, cache: Cache, full: int
+    ) -> None:
+        """`_attend` in the last layer of a clean pass, after which nothing is computed."""
+        projected = self._parts.project(block, hidden, modulation, self.heads)
+        if full:
+            cache.store(layer, *(x[:, :full] for x in projected))
+        if full < hidden.shape[1]:
+            _, keys, values = projected
+            cache.write_compressed(layer, keys[:, full:], values[:, full:])
 
     def _layer(
         self,
-        block: nn.Module,
+        block: BlockModules,
         hidden: Tensor,
         modulation: Tensor,
         text: tuple[Tensor, Tensor],

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..cache.cache import Cache
+from ..cache.gradients import GradientCache
 from ..config import CacheConfig, FrameSize, Layout
 from ..demo.models import demo_vae
 from ..demo.text import encode_prompt
@@ -240,7 +240,7 @@ class BaseTrainer:
         """Weighted mean squared errors of the velocities [n, B], of the first block n - blocks + 1 times."""
         config = batch.history.config()
         layout = Layout(config, self.size, self.clips.clips.temporal_stride)
-        cache = Cache(layout, self.wan.shape, self.device, self.cache_dtype, batch=len(batch.latents))
+        cache = GradientCache(layout, self.wan.shape, self.device, self.cache_dtype, batch=len(batch.latents))
         text = self.wan.embed_text(batch.context)
         frames = self.block_frames
         denoised = zip(batch.noise.split(frames, dim=2), batch.sigma.unbind(dim=1), strict=True)

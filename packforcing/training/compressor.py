@@ -20,7 +20,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..cache.cache import Cache
+from ..cache.gradients import GradientCache
 from ..config import LATENT_CHANNELS, CacheConfig, Layout
 from ..demo.text import encode_prompt
 from ..errors import PackForcingError
@@ -143,7 +143,7 @@ class CompressorTrainer:
     def velocities(self, batch: Batch, layout: Layout, tokens: Callable[[Batch, int], Tensor]) -> list[Tensor]:
         """What the model predicts for each target block, given a partition and a compressor."""
         wan = self.wan
-        cache = Cache(layout, wan.shape, self.device, wan.dtype, batch=len(batch.latents))
+        cache = GradientCache(layout, wan.shape, self.device, wan.dtype, batch=len(batch.latents))
         text = wan.embed_text(batch.context)
         frames = layout.config.block_frames
         blocks, noise = batch.latents.split(frames, dim=2), batch.noise.split(frames, dim=2)

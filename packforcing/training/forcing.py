@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..cache.cache import Cache
+from ..cache.gradients import GradientCache
 from ..config import LATENT_CHANNELS, CacheConfig, Layout
 from ..demo.text import encode_prompt
 from ..errors import PackForcingError
@@ -189,7 +189,7 @@ class ForcingTrainer:
         with_gradient = torch.is_grad_enabled()
         config = self.layout.config
         noise = NoiseSource(batch.seeds, self.layout, self.device)
-        cache = Cache(self.layout, self.shape, self.device, self.cache_dtype, batch=len(batch.seeds))
+        cache = GradientCache(self.layout, self.shape, self.device, self.cache_dtype, batch=len(batch.seeds))
         decoder = StreamingDecoder(self.vae)
         levels = sigmas(self.options.steps, self.options.shift)
         text = self._call("generator", lambda: wan.embed_text(batch.context))
@@ -243,7 +243,7 @@ class ForcingTrainer:
         wan = self.wans[name]
         one_block = CacheConfig(block_frames=self.frames, sink_frames=0, recent_frames=0, top_k=0)
         layout = Layout(one_block, self.layout.size, self.layout.temporal_stride)
-        cache = Cache(layout, self.shape, self.device, self.cache_dtype, batch=len(x))
+        cache = GradientCache(layout, self.shape, self.device, self.cache_dtype, batch=len(x))
         cache.begin(0)
         return self._call(name, lambda: wan.denoise(x, sigma, wan.embed_text(context), cache))
 
@@ -294,7 +294,7 @@ class ForcingTrainer:
         if isinstance(self.trees[name], _fsdp_module()):
             self.trees[name].reshard()
 
-    def _denoise(self, name: str, x: Tensor, sigma: float, text: TextKV, cache: Cache) -> Tensor:
+    def _denoise(self, name: str, x: Tensor, sigma: float, text: TextKV, cache: GradientCache) -> Tensor:
         return self._call(name, lambda: self.wans[name].denoise(x, sigma, text, cache))
 
     def _call(self, name: str, function: Callable[[], T]) -> T:

@@ -77,8 +77,8 @@ def test_an_unbounded_cache_that_does_not_fit_shares_one_buffer(
     monkeypatch.setattr(baselines, "free_bytes", lambda device: 2 * complete.complete_bytes - 1)
     shared = UnboundedCache(LAYOUT, SMALL.shape, 6, CPU, F64)
     assert shared.shared
-    assert len(shared.keys) == SMALL.layers
-    assert {keys.data_ptr() for keys in shared.keys} == {shared.keys[0].data_ptr()}
+    assert len(shared.layers) == SMALL.layers
+    assert {layer.kv.keys.data_ptr() for layer in shared.layers} == {shared.layers[0].kv.keys.data_ptr()}
     assert video(wan, text, shared, 3).isfinite().all()
 
 
@@ -97,10 +97,10 @@ def test_a_filled_cache_is_where_a_made_one_is(wan: CausalWan, text: TextKV, blo
 
 
 def test_a_contest_times_each_cache_on_the_same_blocks(wan: CausalWan, text: TextKV):
-    rotary: list[str] = []
-    without = contest(wan, text, LAYOUT, SAMPLING, 6, 2, 0.0, rotary.append)
-    assert rotary[:3] == [f"block 5: {name}" for name in (OURS, UNBOUNDED, CONCATENATING)]
-    assert len(rotary) == 3 * 3
+    lines: list[str] = []
+    without = contest(wan, text, LAYOUT, SAMPLING, 6, 2, 0.0, lines.append)
+    assert lines[:3] == [f"block 5: {name}" for name in (OURS, UNBOUNDED, CONCATENATING)]
+    assert len(lines) == 3 * 3
     assert all(at.median_ms > 0 for at in without.values())
     assert without[UNBOUNDED].kv_bytes == SMALL.shape.kv_bytes(8 * LAYOUT.tokens_per_block, 8)
     assert without[OURS].kv_bytes == SMALL.shape.kv_bytes(LAYOUT.context_tokens, 8)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from packforcing.cache.cache import Cache
+from packforcing.cache.gradients import GradientCache
 from packforcing.config import CacheConfig, FrameSize, Layout
 from packforcing.model.causal_wan import CausalWan
 from packforcing.model.wan_modules import WanSizes, build_wan_modules, random_state_dict
@@ -33,7 +35,7 @@ def parts(seed: int = 0) -> tuple[CausalWan, list[Tensor], list[Tensor], Tensor,
 
 def velocity(wan: CausalWan, blocks: list[Tensor], compressed: list[Tensor], noisy: Tensor, prompt: Tensor) -> Tensor:
     """The last block's velocity, after the clean passes of the others."""
-    cache = Cache(Layout(CONFIG, SIZE, 2), wan.shape, dtype=torch.float64)
+    cache = GradientCache(Layout(CONFIG, SIZE, 2), wan.shape, dtype=torch.float64)
     text = wan.embed_text(prompt)
     for i, block in enumerate(blocks[:-1]):
         cache.begin(i)
@@ -77,13 +79,13 @@ def test_results_are_the_same_with_and_without_gradients() -> None:
 
 def test_nothing_is_kept_without_gradients() -> None:
     wan, blocks, _compressed, _, prompt = parts()
-    cache = Cache(Layout(CONFIG, SIZE, 2), wan.shape, dtype=torch.float64)
+    cache = GradientCache(Layout(CONFIG, SIZE, 2), wan.shape, dtype=torch.float64)
     cache.begin(0)
     with torch.no_grad():
         wan.clean_pass(blocks[0], wan.embed_text(prompt), cache, None)
     keys, _ = cache.context(0)
-    assert keys.data_ptr() == cache.keys[0].data_ptr()  # a view of the buffer, not a copy
-    assert not any(cache._live)
+    assert keys.data_ptr() == cache.layers[0].kv.keys.data_ptr()  # a view of the buffer, not a copy
+    assert not any(cache.live(layer) for layer in range(len(cache.layers)))
 
 
 def test_detach_makes_the_history_a_constant() -> None:
@@ -91,7 +93,7 @@ def test_detach_makes_the_history_a_constant() -> None:
     text = wan.embed_text(prompt)
 
     def gradient(detach: bool) -> Tensor:
-        cache = Cache(Layout(CONFIG, SIZE, 2), wan.shape, dtype=torch.float64)
+        cache = GradientCache(Layout(CONFIG, SIZE, 2), wan.shape, dtype=torch.float64)
         history = blocks[0].clone().requires_grad_(True)
         cache.begin(0)
         wan.clean_pass(history, text, cache, None)
@@ -110,10 +112,15 @@ def test_layers_computed_again_give_the_same_gradients() -> None:
     def gradients(recompute: bool) -> list[Tensor]:
         wan, _, _, noisy, prompt = parts()
         wan.recompute = recompute
-        cache = Cache(Layout(CONFIG, SIZE, 2), wan.shape, dtype=torch.float64)
+        cache = GradientCache(Layout(CONFIG, SIZE, 2), wan.shape, dtype=torch.float64)
         cache.begin(0)
         wan.denoise(noisy, 0.7, wan.embed_text(prompt), cache).square().sum().backward()
         return [p.grad for p in wan.modules.parameters() if p.grad is not None]
 
     for found, wanted in zip(gradients(True), gradients(False), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_gradients_need_keys_and_values_in_the_models_own_type() -> None:
+    with pytest.raises(ValueError, match="in the model's own type"):
+        GradientCache(Layout(replace(CONFIG, kv_dtype="fp8_e4m3"), SIZE, 2), SIZES.shape)

@@ -74,8 +74,9 @@ def sequences(frames: int) -> tuple[Tensor, Tensor]:
 
 def history(cache: Cache, layer: int, blocks: int) -> tuple[Tensor, Tensor]:
     """The cached keys and values [B, L, H, D] of the first blocks, in chronological order."""
-    slots = [cache._slot_tokens(block) for block in range(blocks)]
-    return tuple(torch.cat([x[:, s] for s in slots], dim=1) for x in (cache.keys[layer], cache.values[layer]))
+    slots = [cache.block_tokens(block) for block in range(blocks)]
+    kv = cache.layers[layer].kv
+    return tuple(torch.cat([x[:, s] for s in slots], dim=1) for x in (kv.keys, kv.values))
 
 
 def block_causal(frames: int) -> Tensor:
@@ -307,9 +308,9 @@ def test_full_keys_and_values_in_the_slots_are_the_references():
     for layer in range(LAYERS):
         for block, start in starts.items():
             keys, values = reference.full[block][layer]
-            slot = cache._slot_tokens(block)
-            assert_close(cache.keys[layer][:, slot], rotate(keys, method.full_positions(start)), EXACT)
-            assert_close(cache.values[layer][:, slot], values, EXACT)
+            slot = cache.block_tokens(block)
+            assert_close(cache.layers[layer].kv.keys[:, slot], rotate(keys, method.full_positions(start)), EXACT)
+            assert_close(cache.layers[layer].kv.values[:, slot], values, EXACT)
 
 
 def test_positions_stay_bounded_however_long_the_video_is():

@@ -38,7 +38,7 @@ def video(config: CacheConfig) -> tuple[LongVideo, torch.Tensor]:
 
 def test_a_byte_a_value_everywhere() -> None:
     fp8, bf16 = cache_of(FP8), Cache(Layout(CacheConfig(**SMALL), SIZE, 2), MODELS["tiny"], dtype=torch.bfloat16)
-    assert sum(t.nbytes for t in (*fp8.keys, *fp8.values)) * 2 == sum(t.nbytes for t in (*bf16.keys, *bf16.values))
+    assert sum(layer.kv.nbytes for layer in fp8.layers) * 2 == sum(layer.kv.nbytes for layer in bf16.layers)
     made, _ = video(FP8)
     other, _ = video(CacheConfig(**SMALL))
     for name in ("sink", "recent", "current", "mid", "archive_device"):
@@ -74,7 +74,7 @@ def test_the_current_block_is_exact_beside_its_compressed_form() -> None:
             torch.testing.assert_close(cache.context(layer)[1][:, -full:], values, rtol=0, atol=0)
             torch.testing.assert_close(cache.compressed_context(layer)[1][:, -few:], compressed_values, rtol=0, atol=0)
     assert not torch.equal(cache.context(0)[1][:, -full:], cache.context(1)[1][:, -full:])
-    assert torch.equal(cache.context(0)[1], cache.values[0][:, : 2 * full].float())  # rounded by now
+    assert torch.equal(cache.context(0)[1], cache.layers[0].kv.values[:, : 2 * full].float())  # rounded by now
 
 
 def test_the_error_that_is_reported_is_the_error() -> None:

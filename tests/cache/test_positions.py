@@ -1,4 +1,4 @@
-"""Temporal RoPE adjustment in the anchored form of method 6."""
+"""Temporal RoPE adjustment in the anchored form of docs/method.md, section 6."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""3D RoPE of method 6, against a reference that multiplies complex numbers in float64."""
+"""3D RoPE of docs/method.md, section 6, against a reference that multiplies complex numbers in float64."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_fractional_position_lies_between_its_neighbours() -> None:
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("offset", [-4.0, -0.25, 4.0, 1000.0])
 def test_a_position_and_then_a_temporal_offset_equal_their_sum(head_dim: int, offset: float) -> None:
-    """Method 6: e^{i theta p} e^{i theta delta} = e^{i theta (p + delta)}."""
+    """docs/method.md, section 6: e^{i theta p} e^{i theta delta} = e^{i theta (p + delta)}."""
     x, positions = random_keys(2, 10, 2, head_dim), random_positions(10)
     placed = rotate(x, rotation(positions, head_dim, torch.float64))
     found = rotate(placed, temporal_rotation(torch.full((10,), offset), head_dim, torch.float64))

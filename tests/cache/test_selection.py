@@ -1,4 +1,4 @@
-"""Dynamic context selection of method 5."""
+"""Dynamic context selection of docs/method.md, section 5."""
 
 from __future__ import annotations
 

@@ -11,8 +11,9 @@ from packforcing.cache.cache import Cache
 from packforcing.config import CacheConfig, FrameSize, Layout, ModelShape
 from packforcing.errors import PackForcingError
 from packforcing.model.attention import sdpa
-from packforcing.model.causal_wan import CausalWan, check_wan_modules
+from packforcing.model.causal_wan import CausalWan
 from packforcing.model.wan_modules import WanSizes, build_wan_modules, random_state_dict
+from packforcing.model.wan_protocol import as_wan
 
 SIZES = WanSizes(dim=DIM, ffn_dim=FFN_DIM, layers=3, heads=HEADS, text_dim=TEXT_DIM)
 SIGMAS = (1.0, 0.9375, 5 / 6, 0.625, 0.1, 0.0)
@@ -177,7 +178,7 @@ def test_a_tree_without_a_head_is_refused(model):
     modules = build_wan_modules(SIZES, model.state_dict())
     del modules.head
     with pytest.raises(PackForcingError) as error:
-        check_wan_modules(modules)
+        as_wan(modules)
     assert "has no head" in one_sentence(error)
 
 

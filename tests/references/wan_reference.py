@@ -289,7 +289,7 @@ class ExplicitWan:
         return keys, values
 
     def affinity(self, i: int, queries: Tensor, block: int) -> float:
-        """The double sum of method 5, term by term; neither side is rotated in time."""
+        """The double sum of docs/method.md, section 5, term by term; neither side is rotated in time."""
         method = self.method
         n_opt = max(1, int(self.heads * method.head_fraction))
         count = max(1, round(queries.shape[1] * method.query_fraction))
