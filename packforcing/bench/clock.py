@@ -51,7 +51,7 @@ class Clock:
         return wrapper
 
     def take(self) -> dict[str, float]:
-        """Milliseconds of each part since the last `take`; 0 for a part that did not run. Waits for the device."""
+        """Waits for the device: milliseconds of each part since the last `take`, 0 for a part that did not run."""
         synchronise(self._device)
         self._stopwatch.settle()
         taken = defaultdict(float, {name: 1000 * seconds for name, seconds in self._seconds.items()})
@@ -60,7 +60,7 @@ class Clock:
 
 
 def elapsed_ms(call: Callable[[], object], device: torch.device) -> float:
-    """Milliseconds from an idle device to an idle device."""
+    """Milliseconds that a call takes, from an idle device until the device is idle again."""
     synchronise(device)
     start = time.perf_counter()
     call()
@@ -69,9 +69,10 @@ def elapsed_ms(call: Callable[[], object], device: torch.device) -> float:
 
 
 def best_ms(call: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """The shortest of `repeats` measurements, after one to warm up; short calls are measured many at a time.
+    """Milliseconds of a call: the shortest of `repeats` measurements, after one call to warm up.
 
-    The shortest, since it stands for what the machine can do: a floor, not a typical time.
+    The shortest stands for what the machine can do: a floor, not a typical time. Short calls are measured many at a
+    time.
     """
     call()
     times = max(1, ceil(ENOUGH_MS / max(elapsed_ms(call, device), 1e-3)))
@@ -87,7 +88,7 @@ def best_ms(call: Callable[[], object], device: torch.device, repeats: int) -> f
 
 
 def _kilobytes(file: Path, field: str) -> int | None:
-    """The bytes of one line 'field:  123 kB' of a file under /proc; None where the system has no such file."""
+    """Reads a file under /proc, with lines such as 'VmRSS:  123 kB': the bytes of one line; None without the file."""
     if not file.exists():
         return None
     lines = (line.split() for line in file.read_text().splitlines())
@@ -95,7 +96,7 @@ def _kilobytes(file: Path, field: str) -> int | None:
 
 
 def held_bytes(device: torch.device) -> int | None:
-    """Most device memory held since the last call (CUDA), or resident memory now (CPU, Linux; None elsewhere)."""
+    """Bytes held: on CUDA the most since the last call, on the CPU resident memory now (None where not on Linux)."""
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -104,7 +105,7 @@ def held_bytes(device: torch.device) -> int | None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Starts a new peak."""
+    """Starts a new peak of memory, which `peak_bytes` tells."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif RESET_PEAK.exists():
@@ -115,9 +116,11 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device, held: Sequence[int | None]) -> int | None:
-    """The peak since `reset_peak`, `held` being all that `held_bytes` gave since; None where the system does not tell.
+    """The peak of memory since `reset_peak`, in bytes; None where the system does not tell.
 
-    On CUDA each of those was a peak; on the CPU they were samples, and the system keeps the peak of the process.
+    Args:
+        held: all that `held_bytes` gave since. On CUDA each of these was a peak of its own. On the CPU they were
+            samples, and the system itself keeps the peak of the process.
     """
     if device.type == "cuda":
         return max(sample for sample in held if sample is not None)
@@ -125,7 +128,7 @@ def peak_bytes(device: torch.device, held: Sequence[int | None]) -> int | None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had; 0 where the system does not tell."""
+    """Bytes of memory that can still be had; 0 where the system does not tell."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]

@@ -27,14 +27,17 @@ def blocks_to_make(video: LongVideo, wanted: int) -> int:
 def run_overlapped(
     video: LongVideo, count: int, write: Callable[[Tensor], None] | None, progress: Callable[[int, int], None]
 ) -> tuple[list[MeasuredBlock], int | None]:
-    """Makes `count` blocks; the time from one to the next, how long of it the loop waited for frames, and the peak of
-    memory in bytes (None: unknown). Arguments are those of `stages.run_video`."""
+    """Makes `count` blocks and measures each: the time from one to the next, and how long of it the loop waited.
+
+    Arguments are those of `stages.run_video`. Gives the blocks, whose one stage is "wait" (for frames), and the peak of
+    memory in bytes (None: unknown).
+    """
     device = video.wan.device
     reset_peak(device)
     measured: list[MeasuredBlock] = []
     start = time.perf_counter()
     for block in video.blocks(count):
-        if write is not None:
+        if write is not None and block.frames is not None:
             write(block.frames)
         now = time.perf_counter()
         waited = {"wait": 1000 * video.record.blocks[block.index].seconds["wait"]}
@@ -47,9 +50,11 @@ def run_overlapped(
 def overlap_report(
     video: LongVideo, overlapped: Sequence[MeasuredBlock], peak: int | None, apart: Sequence[MeasuredBlock], frames: int
 ) -> dict[str, Any]:
-    """The JSON's part about it. `apart` are all blocks that were made one after the other; `frames` those of a block.
+    """The JSON's part about the overlapped video; it compares blocks of the same indices.
 
-    Compared are the same block indices.
+    Args:
+        apart: all blocks of the video whose stages ran one after the other.
+        frames: video frames of a block.
     """
     blocks = steady(overlapped, video.layout.config)
     compared = {block.index for block in blocks}

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from packforcing.bench.run import growths, listed, parsed_blocks, parsed_size
+from packforcing.bench.result import growths, listed
+from packforcing.bench.settings import parsed_blocks, parsed_size
 from packforcing.bench.stages import MeasuredBlock, first_full, growth, spread, stage_times, steady
 from packforcing.cli.main import main
 from packforcing.config import CacheConfig

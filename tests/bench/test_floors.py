@@ -10,19 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from packforcing.bench.baselines import block_input, fill
-from packforcing.bench.floors import (
-    PassWork,
-    Rates,
-    Work,
-    attended_tokens,
-    best_of,
-    clean_work,
-    denoise_work,
-    measure_rates,
-    pass_ms,
-    stage_floors,
-    vae_flop,
-)
+from packforcing.bench.floors import pass_ms, stage_floors
+from packforcing.bench.rates import Rates, best_of, measure_rates
+from packforcing.bench.work import PassWork, Work, Workload, attended_tokens, clean_work, denoise_work, vae_flop
 from packforcing.cache.cache import Cache
 from packforcing.config import CacheConfig, FrameSize, Layout
 from packforcing.generate.long_video import Sampling
@@ -34,6 +24,7 @@ from packforcing.model.wan_modules import SIZES, WanSizes, build_wan_modules, ra
 SMALL = WanSizes(dim=64, ffn_dim=96, layers=3, heads=2, text_dim=32, freq_dim=16)
 LAYOUT = Layout(CacheConfig(block_frames=2, sink_frames=2, recent_frames=2, top_k=2), FrameSize(128, 64), 2)
 TEXT = 5
+WORKLOAD = Workload(SMALL, LAYOUT, steps=4, text_tokens=TEXT, device=torch.device("cpu"), dtype=torch.float32)
 UNIT = Rates(gemm=1e12, vae_gemm=1e12, attention=1e12, cross_attention=1e12, copy=1e12, host_copy=1e11)
 
 
@@ -112,7 +103,7 @@ def test_work_is_bound_by_whichever_is_slower():
 
 def test_a_blocks_floor_counts_every_step_and_what_crosses_the_bus():
     def floors(steps: int, slots: float, on_host: bool) -> dict[str, float]:
-        return stage_floors(SMALL, LAYOUT, steps, TEXT, 4, None, UNIT, 9, slots, on_host)
+        return stage_floors(replace(WORKLOAD, steps=steps), UNIT, 9, slots, on_host)
 
     one, four = floors(1, 6, False), floors(4, 6, False)
     assert four["denoise"] == pytest.approx(4 * one["denoise"])
@@ -127,14 +118,14 @@ def test_a_blocks_floor_counts_every_step_and_what_crosses_the_bus():
 
 def test_without_mid_blocks_nothing_is_compressed():
     layout = replace(LAYOUT, config=replace(LAYOUT.config, top_k=0))
-    floors = stage_floors(SMALL, layout, 4, TEXT, 4, 8, UNIT, 9, 0.0, False)
+    floors = stage_floors(replace(WORKLOAD, layout=layout, vae_dim=8), UNIT, 9, 0.0, False)
     assert floors["selection"] == 0
     assert "compression" not in floors
     assert floors["decode"] > 0
 
 
 def test_rates_are_measured_on_this_machine():
-    rates = measure_rates(SMALL, LAYOUT, TEXT, torch.device("cpu"), torch.float32, torch.bfloat16, repeats=1)
+    rates = measure_rates(replace(WORKLOAD, vae_dim=8), repeats=1)
     assert min(rates.gemm, rates.vae_gemm, rates.attention, rates.cross_attention, rates.copy) > 0
     assert rates.host_copy == rates.copy
     assert best_of(rates, UNIT) == best_of(UNIT, rates)

@@ -1,0 +1,141 @@
+"""The options of a benchmark, parsed and checked."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+
+from .. import plots
+from ..config import (
+    TEXT_TOKENS,
+    VAE_DIMS,
+    VAE_TIME_STRIDE,
+    CacheConfig,
+    FrameSize,
+    Layout,
+    Length,
+    default_temporal_stride,
+)
+from ..errors import PackForcingError
+from ..generate.long_video import Sampling
+from ..model.load import check_speed
+from ..model.wan_modules import SIZES, WanSizes
+from .work import Workload
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DEFAULT_SIZES = {"wan2.1-1.3b": "832x480", "tiny": "128x128"}
+FPS = 16.0
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which models are measured, where they are, and how they run."""
+
+    name: str  # one of models.MODELS
+    device: torch.device
+    dtype: torch.dtype  # the transformer's
+    linear_dtype: str  # "model", or "fp8_e4m3"
+    compiled: bool
+    vae: bool  # False: nothing is decoded, and a stand-in compresses
+
+    @property
+    def sizes(self) -> WanSizes:
+        """Sizes of the transformer."""
+        return SIZES[self.name]
+
+    @property
+    def vae_dim(self) -> int | None:
+        """Width of the VAE; None without one."""
+        return VAE_DIMS[self.name] if self.vae else None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The checked options of one benchmark."""
+
+    model: ModelChoice
+    layout: Layout
+    blocks: int  # length of the video
+    sampling: Sampling
+    overlap: bool  # whether decoding beside the denoising is measured, where it fits
+    memory_bytes: int | None  # of the device that may be used; None: all
+    repeats: int  # of each block of the comparison, and of each rate
+    baseline_blocks: tuple[int, ...]  # block indices at which caches are compared, ascending
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def frames_per_block(self) -> int:
+        """Video frames of a block (the first of a video has three fewer)."""
+        return VAE_TIME_STRIDE * self.layout.config.block_frames
+
+    @property
+    def workload(self) -> Workload:
+        """What floors and rates depend on."""
+        return Workload(
+            sizes=self.model.sizes,
+            layout=self.layout,
+            steps=self.sampling.steps,
+            text_tokens=TEXT_TOKENS,
+            device=self.device,
+            dtype=self.model.dtype,
+            vae_dim=self.model.vae_dim,
+            fp8=self.model.linear_dtype != "model",
+        )
+
+
+def checked(options: argparse.Namespace, config: CacheConfig, device: torch.device) -> Settings:
+    """The settings that the options ask for. Raises PackForcingError when they are impossible."""
+    _check(options, device)
+    size = parsed_size(options.size or DEFAULT_SIZES[options.model])
+    return Settings(
+        model=ModelChoice(
+            name=options.model,
+            device=device,
+            dtype=DTYPES[options.dtype or ("bfloat16" if device.type == "cuda" else "float32")],
+            linear_dtype=options.linear_dtype,
+            compiled=options.compile,
+            vae=not options.no_vae,
+        ),
+        layout=Layout(config, size, default_temporal_stride(config.block_frames)),
+        blocks=Length(options.seconds, FPS, config.block_frames).blocks,
+        sampling=Sampling(steps=options.steps),
+        overlap=options.overlap != "off" and not options.no_vae,
+        memory_bytes=None if options.memory_gb is None else int(1e9 * options.memory_gb),
+        repeats=options.repeats,
+        baseline_blocks=() if options.no_baselines else parsed_blocks(options.baseline_blocks),
+    )
+
+
+def _check(options: argparse.Namespace, device: torch.device) -> None:
+    if options.repeats < 1:
+        raise PackForcingError(f"--repeats must be at least 1, but it is {options.repeats}.")
+    if options.memory_gb is not None and not options.memory_gb > 0:
+        raise PackForcingError(f"--memory-gb must be above 0, but it is {options.memory_gb}.")
+    if options.threads is not None and options.threads < 1:
+        raise PackForcingError(f"--threads must be at least 1, but it is {options.threads}.")
+    if device.type not in ("cuda", "cpu"):
+        raise PackForcingError(f"The benchmark knows the clocks of cuda and cpu, but --device is {device}.")
+    if options.plot and not plots.available():
+        raise PackForcingError("--plot needs matplotlib, which is not installed: pip install matplotlib, or drop it.")
+    check_speed(device, options.linear_dtype, options.compile)
+
+
+def parsed_size(text: str) -> FrameSize:
+    """'832x480' as a FrameSize. Raises PackForcingError when it is none."""
+    width, x, height = text.lower().partition("x")
+    if not (x and width.isdecimal() and height.isdecimal()):
+        raise PackForcingError(f"--size is WIDTHxHEIGHT in pixels, such as 832x480, but it is '{text}'.")
+    return FrameSize(int(width), int(height))
+
+
+def parsed_blocks(text: str) -> tuple[int, ...]:
+    """'60,120' as (60, 120), sorted and each once. Raises PackForcingError when these are not positive numbers."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise PackForcingError(f"--baseline-blocks are positive numbers such as 60,120, but they are '{text}'.")
+    return tuple(sorted({int(part) for part in parts}))
