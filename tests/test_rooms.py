@@ -44,7 +44,7 @@ FUNCTION_LINES = 60
 class Import:
     """One imported module."""
 
-    target: tuple[str, ...]  # absolute: ("packforcing", "cache", "rope"); () for a relative import from above packforcing/
+    target: tuple[str, ...]  # absolute: ("packforcing", "cache", "rope"); () from above packforcing/
     line: int
 
 
