@@ -6,7 +6,7 @@ UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
 
 
 def byte_unit(size: float) -> tuple[float, str]:
-    """The largest unit that a size reaches, and its name."""
+    """The largest unit that is not above a size in bytes, and its name; bytes for a size below 1."""
     return next(((unit, name) for unit, name in UNITS if size >= unit), UNITS[-1])
 
 

@@ -1,4 +1,4 @@
-"""Devices: by their names, their memory, and copies to and from them with as little waiting as possible."""
+"""Devices: finding one by its name, its memory, and copies to and from it that wait as little as possible."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def usable_device(name: str) -> torch.device:
     """The device of a name such as "cpu" or "cuda:0". Raises PackForcingError when it cannot be used here."""
     try:
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch's, for an unknown device and for one it was built without
+    except (RuntimeError, AssertionError) as error:  # an unknown device; a device that torch was built without
         reason = str(error).partition("\n")[0].rstrip(".")
         raise PackForcingError(f"The device '{name}' cannot be used here ({reason}): choose cpu, say.") from error
 
 
 def memory_of(device: torch.device) -> int | None:
-    """Bytes that this process can still get on a device: a GPU's free memory, all of a machine's; None if unknown."""
+    """Bytes that this process can use on a device: a GPU's free memory, a machine's whole memory; None if unknown."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -31,10 +31,10 @@ def memory_of(device: torch.device) -> int | None:
 
 
 def to_device(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """A CPU tensor on a device, in the order of its current stream, and in another type if one is given.
+    """Copies a CPU tensor to a device, on the device's current stream; `dtype` converts it first.
 
-    From ordinary memory to CUDA the host would wait until the device has done all that it was asked to before; from
-    pinned memory it goes on.
+    To CUDA the copy goes through pinned memory: from ordinary memory, the host would wait until the device has
+    finished all earlier work.
     """
     x = x if dtype is None else x.to(dtype)
     if device.type != "cuda":
@@ -43,9 +43,9 @@ def to_device(x: Tensor, device: torch.device, dtype: torch.dtype | None = None)
 
 
 def from_device(x: Tensor) -> Callable[[], Tensor]:
-    """Begins to read a tensor. What is returned gives it on the CPU, and waits for it alone.
+    """Starts to copy a tensor to the CPU. The returned function waits for this copy only, and gives it.
 
-    Meanwhile the device can be asked to do more, with which it is busy while the host looks at the result.
+    Between the two calls more work can be queued, so that the device is busy while the host looks at the result.
     """
     if not x.is_cuda:
         return lambda: x

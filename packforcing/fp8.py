@@ -1,4 +1,4 @@
-"""Numbers in 8 bits (e4m3): the type, its range, and how numbers are brought into it."""
+"""Numbers in 8 bits (fp8, e4m3): the type, its range, and rounding to it."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ LARGEST = torch.finfo(FP8).max
 
 
 def saturated(x: Tensor) -> Tensor:
-    """Numbers in fp8; those beyond its range, which would become NaN, at its end."""
+    """Rounds to fp8. Numbers beyond its range become its largest or smallest number; a plain cast makes them NaN."""
     return x.clamp(-LARGEST, LARGEST).to(FP8)

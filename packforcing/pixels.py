@@ -1,4 +1,4 @@
-"""Frames as the models have them, and as files and screens do."""
+"""Frames: from the models' numbers in [-1, 1] to the bytes of files and screens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import torch
 
 
 def to_uint8(frames: torch.Tensor) -> torch.Tensor:
-    """Frames [3, F, H, W] in [-1, 1] as bytes [F, H, W, 3], rounded and clipped on the tensor's own device."""
+    """Frames [3, F, H, W] in [-1, 1] -> bytes [F, H, W, 3], rounded and clipped, on the same device."""
     scaled = frames.float().add(1).mul(127.5).round().clamp(0, 255)
     return scaled.to(torch.uint8).permute(1, 2, 3, 0).contiguous()

@@ -1,4 +1,4 @@
-"""Attention outside ComfyUI: one function that takes what is fastest for the device, the type and the size."""
+"""Attention outside ComfyUI: several ways to compute it, and the choice of the fastest for device, type and size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 # (queries [B, Lq, H, D], keys [B, Lk, H, D], values [B, Lk, H, D]) -> [B, Lq, H, D]
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-MOST_SCORES = 2**22  # that `fast_attention` writes out at once, on a CPU
+MOST_SCORES = 2**22  # above this number of scores, `fast_attention` no longer writes them out (on a CPU)
 
 
 def sdpa(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -21,12 +21,12 @@ def sdpa(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-# PyTorch's kernels for large shapes, by the names of its SDPBackend; older versions lack some.
+# PyTorch's kernels for large shapes, as SDPBackend names them (in capitals); older versions lack some.
 BACKENDS = ("cudnn_attention", "flash_attention", "efficient_attention")
 
 
 def sdpa_by(backend: str) -> Attention:
-    """`sdpa` by one of BACKENDS; the function raises RuntimeError where that has no kernel for what it is given."""
+    """`sdpa` by one of BACKENDS. The function raises RuntimeError for tensors that this backend cannot take."""
 
     def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         kernel = getattr(SDPBackend, backend.upper(), None)
@@ -39,17 +39,17 @@ def sdpa_by(backend: str) -> Attention:
 
 
 def matmul_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """The same as two matrix products with the scores between them written out."""
+    """The same as two matrix products; the scores [B, H, Lq, Lk] between them are written out in memory."""
     q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return (scores.softmax(dim=-1).to(v.dtype) @ v).transpose(1, 2)
 
 
 def fast_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Scaled dot product attention, [B, L, H, D], by the faster of the two for the device, the type and the size.
+    """Scaled dot product attention by `sdpa` or `matmul_attention`, whichever is faster here.
 
-    On a CPU, PyTorch's fused kernel multiplies bfloat16 at a fraction of the matrix units' rate, so there two plain
-    products win as long as the scores are few (docs/performance.md).
+    On a CPU, PyTorch's fused kernel multiplies bfloat16 at a fraction of the matrix units' rate. There two plain
+    products are faster as long as the scores are few (docs/performance.md).
     """
     scores = queries.shape[0] * queries.shape[2] * queries.shape[1] * keys.shape[1]
     plain = queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and scores <= MOST_SCORES
@@ -57,5 +57,5 @@ def fast_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 def training_attention(device: torch.device) -> Attention:
-    """What trainers run: the backward pass of PyTorch's fused kernel takes twice as long on a CPU."""
+    """The attention that trainers use. On a CPU the backward pass of PyTorch's fused kernel takes twice as long."""
     return matmul_attention if device.type == "cpu" else sdpa

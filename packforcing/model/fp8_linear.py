@@ -1,8 +1,8 @@
-"""Linear layers multiplied in fp8 (e4m3): on Ada, Hopper and later GPUs at up to twice bfloat16's rate.
+"""Linear layers that multiply in fp8 (e4m3), which Ada, Hopper and later GPUs do at up to twice bfloat16's rate.
 
-Weights are rounded once, with a scale for each output channel; activations in every pass, with a scale for each token.
-Products are summed in float32. The layers inside the transformer's blocks are nearly all of the arithmetic, so only
-they are replaced: embeddings and head are small, and rounding them shows.
+Weights are rounded once, with one scale for each output channel. Activations are rounded in every pass, with one scale
+for each token. Products are summed in float32. Only the layers inside the transformer's blocks are replaced: they are
+nearly all of the arithmetic. Embeddings and head are small, and rounding them shows.
 
 Inside ComfyUI the loader's weight type `fp8_e4m3fn_fast` does the same by ComfyUI's own operations.
 """
@@ -14,27 +14,38 @@ from torch import Tensor, nn
 
 from ..errors import PackForcingError
 from ..fp8 import LARGEST, saturated
+from .wan_modules import WanModules
 
-LEAST_CAPABILITY = (8, 9)  # of a GPU: Ada
-SIDE = 16  # matrix sides must be multiples of it
+LEAST_CAPABILITY = (8, 9)  # the compute capability of Ada GPUs
+SIDE = 16  # both sides of a weight must be multiples of it
 
 LINEAR_DTYPES = ("model", "fp8_e4m3")
 
 
 def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows [N, d] in fp8, and scales [N, 1], float32, by which they must be multiplied; a row's largest is exact."""
-    rows = rows.float()  # first: PyTorch's compiler (2.13, CPU) writes wrong C++ for the largest of bfloat16 numbers
+    """Rows [N, d] as fp8 rows [N, d] and float32 scales [N, 1]: row = fp8 row * scale.
+
+    A row's largest number becomes the largest of fp8.
+    """
+    rows = rows.float()  # before `amax`: for bfloat16 numbers, PyTorch's compiler (2.13, CPU) writes wrong C++ there
     scales = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / LARGEST
     return saturated(rows / scales), scales
 
 
 def product(rows: Tensor, row_scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor | None) -> Tensor:
-    """Rows [N, d] times the transposed weight [D, d], both fp8 with scales [N, 1] and [D, 1]: bfloat16 [N, D]."""
+    """Rows [N, d] times the transposed weight [D, d], plus bias [D]: bfloat16 [N, D].
+
+    Rows and weight are fp8, with scales [N, 1] and [D, 1].
+    """
     return torch._scaled_mm(rows, weight.t(), row_scales, weight_scales.t(), bias=bias, out_dtype=torch.bfloat16)
 
 
 class Fp8Linear(nn.Module):
-    """A linear layer that multiplies in fp8; takes and gives tensors [..., d] of any type, through bfloat16."""
+    """A linear layer that multiplies in fp8: [..., d] -> [..., D] of the same type; the product is bfloat16."""
+
+    weight: Tensor  # [D, d], fp8
+    scales: Tensor  # [D, 1], float32
+    bias: Tensor | None  # [D], bfloat16
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -62,10 +73,11 @@ def check_fp8(device: torch.device) -> None:
         )
 
 
-def multiply_in_fp8(modules: nn.Module) -> None:
-    """Replaces the linear layers of a Wan tree's blocks, one at a time, so that both forms are never held of all.
+def multiply_in_fp8(modules: WanModules) -> None:
+    """Replaces the linear layers inside the blocks by fp8 ones, in place.
 
-    Raises PackForcingError when one of them has a side that fp8 products cannot take.
+    One layer at a time, so that memory never holds both forms of all layers. Raises PackForcingError for a layer with
+    a side that fp8 products cannot take.
     """
     for name, module in list(modules.blocks.named_modules()):
         if isinstance(module, nn.Linear):

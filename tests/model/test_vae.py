@@ -10,7 +10,6 @@ from torch import Tensor
 
 from packforcing.errors import PackForcingError
 from packforcing.model.vae import (
-    RMSNorm,
     StreamingDecoder,
     StreamingEncoder,
     WanVAE,
@@ -19,10 +18,8 @@ from packforcing.model.vae import (
     init_vae,
     load_vae,
     normalise,
-    on_rows,
-    rms_norm,
-    rms_norm_silu,
 )
+from packforcing.model.vae_norms import RMSNorm, on_rows, rms_norm, rms_norm_silu
 
 LATENT_FRAMES = 7
 FRAMES = 1 + 4 * (LATENT_FRAMES - 1)
