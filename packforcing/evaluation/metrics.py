@@ -21,21 +21,9 @@ import torch.nn.functional as F
 
 from ..config import VAE_TIME_STRIDE, video_frames
 from ..errors import PackForcingError
-from ..world.scenes import (
-    COLOURS,
-    FPS,
-    FRAME,
-    GROUNDS,
-    RELATIVE_RADIUS,
-    SHAPES,
-    SIZES,
-    SKIES,
-    Attributes,
-    LandscapeAttributes,
-    ObjectAttributes,
-    parse,
-    signed_distance,
-)
+from ..world.captions import COLOURS, GROUNDS, SIZES, SKIES, Attributes, LandscapeAttributes, ObjectAttributes, parse
+from ..world.scenes import FPS, FRAME
+from ..world.shapes import RELATIVE_RADIUS, SHAPES, signed_distance
 
 Window: TypeAlias = tuple[float, float]  # start and end in seconds
 

@@ -23,18 +23,10 @@ from packforcing.evaluation.metrics import (
     shape_features,
     views,
 )
-from packforcing.world.scenes import (
-    FRAME,
-    SHAPES,
-    Landmark,
-    Scene,
-    compose,
-    evaluation_prompts,
-    parse,
-    render_uint8,
-    sample_scene,
-    signed_distance,
-)
+from packforcing.world.captions import Landmark, parse
+from packforcing.world.drawing import render_uint8
+from packforcing.world.scenes import FRAME, Scene, compose, evaluation_prompts, sample_scene
+from packforcing.world.shapes import SHAPES, signed_distance
 
 SQUARES = "two red squares bounce on a blue background"
 PAN = "the camera pans over a landscape with a red house, a white tower and an orange tree and comes back"
