@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..config import CacheConfig
 from ..errors import PackForcingError
@@ -13,23 +14,16 @@ from ..errors import PackForcingError
 
 @dataclass(frozen=True)
 class Policy:
-    """A cache configuration under a name.
-
-    Attributes:
-        description: one line, for people.
-        compressor: "trained" (which falls back to the training-free form where nothing is trained), "lr" (the
-            training-free form in any case), or "none" where nothing is compressed.
-        changes: fields of `CacheConfig` that differ from its defaults.
-        keeps_everything: every block of the video is a sink, so that the history is whole and grows with the video.
-        longest: seconds of video up to which it is evaluated; longer durations are left out.
-    """
+    """A cache configuration under a name."""
 
     name: str
-    description: str
+    description: str  # one line, for people
+    # "trained" (which falls back to the training-free form where nothing is trained), "lr" (the training-free form in
+    # any case), or "none" where nothing is compressed
     compressor: str = "trained"
-    changes: Mapping[str, int | str | bool] = field(default_factory=dict)
-    keeps_everything: bool = False
-    longest: float = math.inf
+    changes: Mapping[str, Any] = field(default_factory=dict)  # fields of `CacheConfig` that differ from its defaults
+    keeps_everything: bool = False  # every block is a sink, so that the history is whole and grows with the video
+    longest: float = math.inf  # seconds of video up to which it is evaluated; longer durations are left out
 
     def config(self, blocks: int) -> CacheConfig:
         """The configuration for a video of `blocks` blocks. Raises PackForcingError when it cannot be."""

@@ -1,8 +1,8 @@
 """`evaluate`: cache policies on the same prompts and seeds, measured from pixels.
 
 Each finished run is added to FOLDER/runs.jsonl at once; an evaluation that is started again takes from there what was
-made with the same weights and settings. `--jobs` changes results in their last digits at most: every process uses as
-many threads as one alone would.
+made with the same weights and settings. `--jobs` changes results in their last digits at most, because every process
+uses as many threads as a single one would.
 """
 
 from __future__ import annotations
@@ -128,14 +128,12 @@ def _loaded(sources: Sources) -> Models:
 
 def _start_worker(threads: int) -> None:
     torch.set_num_threads(threads)
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # Ctrl-C reaches all processes; the first one says what there is to say
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes, and the first one tells of it
     Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
 
 
 def _end_with(parent: BaseProcess) -> None:
-    """Ends this process when its parent is gone: killed, it could not tell, and the videos would have no reader."""
+    """End this process when its parent is gone: a parent that is killed cannot tell it to, and nobody reads on."""
     parent.join()
     os._exit(1)
 
@@ -202,13 +200,9 @@ def time_left(results: Sequence[Result], missing: Sequence[Run], jobs: int) -> f
 
 
 def readable_seconds(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 # --- the command -----------------------------------------------------------------------------------------------
@@ -248,12 +242,13 @@ def run(options: argparse.Namespace) -> None:
 def described(settings: Settings, models: Models, options: argparse.Namespace) -> dict[str, Any]:
     """The settings as JSON: all that the numbers depend on."""
     longest = blocks(max(settings.seconds))
-    chosen = {each.name: models.choice(each.compressor) for each in settings.policies}
+    chosen = {each.compressor: models.choice(each.compressor) for each in settings.policies}
+    compressors = {name: choice.name if choice else None for name, choice in chosen.items()}
     return {
         "policies": {
             each.name: {
                 "description": each.description,
-                "compressor": chosen[each.name].name if chosen[each.name] else None,
+                "compressor": compressors[each.compressor],
                 "cache": asdict(each.config(blocks(max(settings.durations(each), default=0) or longest))),
             }
             for each in settings.policies

@@ -70,10 +70,9 @@ def _difference(
     result: Result, usual: Mapping[tuple[str, int], Mapping[str, Measures]], key: str, name: str
 ) -> float | None:
     """A measure less that of the reference; None where one of them is not defined, or was not run."""
-    values = [
-        measures.get(key, {}).get(name) for measures in (result.measures, usual.get((result.prompt, result.seed), {}))
-    ]
-    return None if None in values else values[0] - values[1]
+    reference = usual.get((result.prompt, result.seed), {})
+    value, usual_value = (measures.get(key, {}).get(name) for measures in (result.measures, reference))
+    return None if value is None or usual_value is None else value - usual_value
 
 
 def costs(results: Sequence[Result]) -> dict[str, float]:

@@ -24,7 +24,10 @@ COMPRESSOR_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class CompressorMetadata:
-    """What a compressor file says about its HR branch (method, section 4); checks itself."""
+    """What a compressor file says about its HR branch (docs/method.md, section 4).
+
+    Raises PackForcingError for sizes that no compressor has.
+    """
 
     format_version: int = COMPRESSOR_VERSION
     model_dim: int  # width of the Wan it was trained with
@@ -52,7 +55,7 @@ class CompressorMetadata:
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Channels before, between and after the HR branch's convolutions; one convolution a step."""
+        """Channels before, between and after the HR branch's convolutions: each step is one convolution."""
         return (self.latent_channels, *self.hidden_channels, self.model_dim)
 
 
@@ -98,8 +101,8 @@ def load_compressor(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Co
     if text is None or Path(path).suffix.lower() not in SAFETENSORS_SUFFIXES:
         sets = [value for value in checkpoint.values() if isinstance(value, Mapping)]
         names = [str(name) for group in (sets or [checkpoint]) for name in group]
-        what = looks_like(names)
-        looks = f", which is {what[1]}" if what and "compressor" not in what[1] else ""
+        kind = looks_like(names)
+        looks = f", which is {kind.what}" if kind and "compressor" not in kind.what else ""
         raise PackForcingError(
             f"{source} is not a PackForcing compressor: it is no safetensors file with '{COMPRESSOR_KEY}' in "
             f"its header (found {some(names, 'tensor')}{looks}); choose a file that PackForcing's training "
@@ -111,6 +114,7 @@ def load_compressor(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Co
 
 
 def _parse_metadata(text: str, source: str) -> CompressorMetadata:
+    """Metadata from the header's JSON."""
     try:
         values = json.loads(text)
         _check_version(source, values["format_version"])  # first: another version may have other fields
@@ -139,6 +143,7 @@ def _check_version(source: str, version: Any) -> None:
 
 
 def _check_compressor(state_dict: Mapping[str, Tensor], metadata: CompressorMetadata, source: str) -> None:
+    """Refuse weights that disagree with the metadata or are not finite."""
     steps = list(enumerate(pairwise(metadata.channels)))
     expected = {f"hr.{i}.{part}" for i, _ in steps for part in ("weight", "bias")}
     if expected != set(state_dict):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from .weights import CHOOSE_CAUSAL_WAN
 
-# Wrappers of torch leave their names wherever they wrapped a module: Self-Forcing's and Causal-Forcing's EMA
-# names are model._fsdp_wrapped_module.blocks.0._fsdp_wrapped_module.self_attn.q.weight.
+# torch's wrappers leave their names wherever they wrapped a module. In the EMA of Self-Forcing and Causal-Forcing,
+# a name is model._fsdp_wrapped_module.blocks.0._fsdp_wrapped_module.self_attn.q.weight.
 _WRAPPERS = frozenset({"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"})
 _OUTER = frozenset({"model", "module", "diffusion_model"})
 
@@ -21,9 +22,17 @@ def bare_name(name: str) -> str:
     return ".".join(parts)
 
 
+class FileKind(NamedTuple):
+    """What a file of weights looks like."""
+
+    example: str  # the tensor's name that gives it away
+    what: str  # e.g. "a Wan VAE"
+    advice: str  # what to do where a Wan was wanted
+
+
 _LORA_ADVICE = "load its base model here, and apply this file with a LoRA loader node"
 
-# First match wins: a LoRA names the modules of the model it belongs to. Names are bare (see strip_prefixes).
+# The first match wins: a LoRA's names have those of its model's modules in them. Names are bare ones (`bare_name`).
 _OTHER_FILES = [
     (re.compile(pattern), what, advice)
     for pattern, what, advice in (
@@ -47,11 +56,11 @@ _OTHER_FILES = [
 ]
 
 
-def looks_like(names: Iterable[str]) -> tuple[str, str, str] | None:
-    """(a name that gives it away, what it is, what to do when a Wan was wanted), or None."""
+def looks_like(names: Iterable[str]) -> FileKind | None:
+    """What a file is, by the names of its tensors; None where they are no known model's."""
     names = list(names)
     for pattern, what, advice in _OTHER_FILES:
         for name in names:
             if pattern.search(bare_name(name)):
-                return name, what, advice
+                return FileKind(name, what, advice)
     return None

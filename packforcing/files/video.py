@@ -1,13 +1,13 @@
 """Writing a video file while the video is still being made, and reading one back.
 
-The frames go to the file as they come, in a thread of their own, so neither memory nor the sampler waits for the whole
-video. While it grows, the file is a *fragmented* MP4: every half second is complete on disk, so a killed process leaves
-a file that plays. A clean close copies the same packets (nothing is encoded twice) into an ordinary MP4 with its index
-in front, which every player and browser can seek in.
+Frames go to the file as they come, in a thread of their own: the whole video is never in memory, and the sampler does
+not wait for it. While it grows, the file is a *fragmented* MP4. Every half second is complete on disk, so that a killed
+process leaves a file that plays. A clean close makes it an ordinary MP4 with its index in front, in which every player
+and browser can seek. That copies packets, and encodes nothing again.
 
-Reading goes through imageio. Writing uses `av`, which imageio builds on and ComfyUI itself requires: imageio's pyav
-plugin opens the encoder before the options it was given reach it (its log says "Some options were not used: {'crf':
-'18', ...}"), so it can set neither quality nor colour tags, and it cannot copy packets from one file to another.
+Reading goes through imageio. Writing uses `av`, on which imageio builds and which ComfyUI itself requires. imageio's
+pyav plugin cannot write such a file: it opens the encoder before its options reach it (its log says "Some options were
+not used: {'crf': '18', ...}"), so that it sets neither quality nor colour tags, and it cannot copy packets.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ MP4_BRANDS = ("major_brand", "minor_version", "compatible_brands")  # of the con
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What `probe` finds in a file: frames, frames a second, size in pixels and duration in seconds."""
+    """What `probe` finds in a file."""
 
     frames: int
-    fps: float
-    width: int
+    fps: float  # frames a second
+    width: int  # pixels
     height: int
     seconds: float
 
@@ -61,8 +61,8 @@ class VideoInfo:
 class VideoWriter:
     """An H.264 MP4 that grows with the video; use it as a context manager, or call `close`.
 
-    Whatever ends the `with` body, the file is finished and plays what was written until then. A file that got no frame
-    is removed, and an older file of that name is overwritten only once the first frame arrives.
+    Whatever ends the `with` body, an error too, the file is finished and plays what was written until then. A file that
+    got no frame is removed. An older file of the same name is overwritten only when the first frame arrives.
 
     Args:
         path: the file to write; its folder must exist.
@@ -71,8 +71,8 @@ class VideoWriter:
         crf: x264's quality, 0 (lossless) to 51; 18 looks like the source.
         metadata: tags of the file, e.g. {"comment": prompt}; a value that is not a string is stored as JSON.
 
-    Raises PackForcingError at once when the values make no video or the file cannot be written, and from the next
-    `write` or `close` when writing fails later (a full disk, say).
+    Raises PackForcingError at once when the values make no video or the file cannot be written. When writing fails
+    later, on a full disk for example, the next `write` or `close` raises it.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class VideoWriter:
         except PackForcingError as error:
             if kind is None:
                 raise
-            # The body's own exception is the one to tell; it may even be this very error, raised by `write`.
+            # The body has raised already, perhaps this very error from `write`: its exception is the one to tell.
             log.error("%s", error)
 
     def _raise_error(self) -> None:
@@ -163,7 +163,7 @@ class VideoWriter:
             ) from self._error
 
     def _run(self) -> None:
-        """The thread: encodes chunk after chunk; after an error it only empties the queue, so `write` never hangs."""
+        """The thread's work: encode chunk by chunk. After an error it only empties the queue: `write` never hangs."""
         while (chunk := self._queue.get()) is not None:
             if self._error is None:
                 try:
@@ -208,8 +208,8 @@ class _Encoder:
         self._stream.codec_context.time_base = self._time_base
         self._stream.codec_context.thread_count = ENCODER_THREADS
         self._stream.codec_context.gop_size = max(1, round(KEYFRAME_SECONDS * rate))
-        # swscale converts RGB with the BT.601 matrix unless told otherwise, and readers that ignore tags (ComfyUI's
-        # among them) convert back the same way; the tags make all other players agree with them.
+        # swscale converts RGB with the BT.601 matrix unless told otherwise. Readers that ignore tags, ComfyUI's among
+        # them, convert back the same way, and these tags make all other players agree with them.
         self._stream.options = {
             "crf": str(crf),
             "rc-lookahead": str(LOOKAHEAD_FRAMES),
@@ -240,20 +240,20 @@ class _Encoder:
         try:
             self._container.mux(self._stream.encode(frame))
         except Exception:
-            self._failed = True  # libavformat crashes the process when a packet follows a header that failed
+            self._failed = True  # no packet may follow a header that failed: libavformat would crash the process
             raise
 
 
 def read_video(path: str | os.PathLike[str]) -> tuple[np.ndarray, float]:
     """All frames of a video, uint8 [F, H, W, 3], and its frames a second.
 
-    A file that breaks off (its writer was killed, the disk was full) gives the frames before the break.
+    A file that breaks off, because its writer was killed or the disk was full, gives the frames before the break.
     Raises PackForcingError when the file is missing or holds no frame.
     """
     rate = probe(path).fps
-    frames = []
+    frames: list[np.ndarray] = []
     try:
-        frames.extend(iio.imiter(path, plugin="pyav", format="rgb24"))
+        frames.extend(iio.imiter(os.fspath(path), plugin="pyav", format="rgb24"))
     except av.error.FFmpegError as error:
         log.warning("The video %s breaks off: %s", path, error)
     if not frames:
@@ -276,7 +276,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
 
 
 def _exact_rate(fps: float) -> Fraction:
-    """The fraction that is meant: 16 -> 16, 23.976 -> 2997/125, 24000 / 1001 -> 24000/1001."""
+    """The fraction that a number means: 16 -> 16, 23.976 -> 2997/125, 24000 / 1001 -> 24000/1001."""
     if not (isfinite(fps) and 0 < fps <= 1000):
         raise PackForcingError(f"The frame rate must be above 0 and at most 1000 frames a second, but it is {fps}.")
     rate = Fraction(fps).limit_denominator(65535)
@@ -317,10 +317,10 @@ def _make_seekable(path: Path) -> None:
     copy = path.with_name(path.name + ".part")
     try:
         _copy_packets(path, copy)
-        _decode_first_frame(copy)  # the copy replaces the only file that there is, so look before
+        _decode_first_frame(copy)  # look before the copy replaces the only file that there is
         os.replace(copy, path)
     except Exception as error:
-        # Every frame is in the fragmented file, and it plays, so this is no reason to fail a finished run.
+        # No reason to fail a finished run: the fragmented file has every frame, and it plays.
         copy.unlink(missing_ok=True)
         log.warning("The video %s is complete, but could not be made seekable (%s).", path, error)
 
@@ -329,17 +329,17 @@ def _copy_packets(source: Path, target: Path) -> None:
     with av.open(str(source)) as old:
         stream = old.streams.video[0]
         units = str(stream.time_base.denominator)
-        # Milliseconds and 1/90000 s, the defaults, cannot tell 20 frames at 23.976 frames a second exactly.
+        # The defaults, 1/1000 and 1/90000 s, cannot express the times of frames at 23.976 frames a second exactly.
         options = {"movflags": ORDINARY, "movie_timescale": units, "video_track_timescale": units}
         with av.open(str(target), "w", format="mp4", container_options=options) as new:
-            # Opaque: PyAV 14 would else open an encoder, whose header replaces the one that the packets need.
+            # Without `opaque`, PyAV 14 opens an encoder, whose header replaces the one that the packets need.
             copy = new.add_stream_from_template(stream, opaque=True)
             new.metadata.update({key: value for key, value in old.metadata.items() if key not in MP4_BRANDS})
             start = None
             for packet in old.demux(stream):
                 if packet.dts is None:  # the empty packet at the end
                     continue
-                # B-frames delay a fragmented file's first picture by two frames; the ordinary file starts at 0.
+                # B-frames delay a fragmented file's first picture by two frames. The ordinary file starts at 0.
                 start = packet.pts if start is None else start
                 packet.pts, packet.dts = packet.pts - start, packet.dts - start
                 packet.stream = copy

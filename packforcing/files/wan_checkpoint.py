@@ -1,4 +1,4 @@
-"""Causal-Wan checkpoints: which weights are in a file, under which names, and whether they are a Wan 2.1."""
+"""Causal-Wan checkpoints: reading one, its sizes, and the refusal of what is not a Wan 2.1 for text-to-video."""
 
 from __future__ import annotations
 
@@ -7,141 +7,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import PackForcingError
-from .file_kinds import bare_name, looks_like
+from .file_kinds import looks_like
+from .wan_names import from_diffusers, named_weight_set, strip_prefixes
 from .weights import CHOOSE_CAUSAL_WAN, quoted, read_state_dict, some
-
-# What trainers call the weights inside a torch file. Self-Forcing saves generator, critic, generator_ema
-# (its published DMD file holds generator_ema alone); Causal-Forcing generator_ema or generator; CausVid
-# generator and critic; LongLive generator, generator_ema or model. The rest are the habits of forks.
-EMA_NAMES = ("generator_ema", "ema", "model_ema", "ema_model", "state_dict_ema")
-RAW_NAMES = ("generator", "model", "state_dict", "module")
-
-
-# -------------------------------------------------------------------------------- weight sets and their names
-
-
-def pick_weight_set(
-    checkpoint: Mapping[str, Any], which: str = "auto", source: str = "the checkpoint"
-) -> dict[str, Tensor]:
-    """One set of weights out of a checkpoint, under the names it has there.
-
-    Args:
-        checkpoint: what `read_state_dict` gave.
-        which: "ema" (averaged weights), "raw" (the trained ones), or "auto" (EMA if there, else raw).
-        source: how to call the checkpoint in an error.
-
-    Raises:
-        PackForcingError: the set is not in the checkpoint; the sentence lists what is.
-    """
-    return _choose(checkpoint, which, source)[1]
-
-
-def _choose(checkpoint: Mapping[str, Any], which: str, source: str) -> tuple[str, dict[str, Tensor]]:
-    """(name of the set in the file, its tensors); the name is "" where the file is one flat set."""
-    wanted = {"auto": EMA_NAMES + RAW_NAMES, "ema": EMA_NAMES, "raw": RAW_NAMES}.get(which)
-    if wanted is None:
-        raise PackForcingError(f"There is no weight set '{which}': choose auto, ema or raw.")
-    sets = {str(k): _tensors(v) for k, v in checkpoint.items() if isinstance(v, Mapping) and _tensors(v)}
-    for name in wanted:
-        if name in sets:
-            return name, sets[name]
-    flat = _tensors(checkpoint)
-    if flat and not sets and which != "ema":
-        return "", flat
-    if flat and not sets:
-        raise PackForcingError(
-            f"{source} has no EMA weights to choose: found one set of {some(flat, 'tensor')}; choose auto."
-        )
-    known = [name for name in EMA_NAMES + RAW_NAMES if name in sets]
-    if known:
-        raise PackForcingError(f"{source} has no {which} weights: found {quoted(known)}; choose auto.")
-    if any(name.endswith("_lora") for name in sets):  # LongLive saves generator_lora, critic_lora, step
-        raise PackForcingError(
-            f"{source} is a LoRA ({quoted(sets)}), not a model: load its base model here, and apply this "
-            "file with a LoRA loader node."
-        )
-    raise PackForcingError(
-        f"{source} holds no generator weights: found {quoted(checkpoint) or 'nothing'}; {CHOOSE_CAUSAL_WAN}."
-    )
-
-
-def _tensors(mapping: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {str(name): value for name, value in mapping.items() if isinstance(value, Tensor)}
-
-
-def strip_prefixes(state_dict: Mapping[str, Tensor], source: str = "the checkpoint") -> dict[str, Tensor]:
-    """The same tensors under bare names, e.g. `blocks.0.self_attn.q.weight`, whatever wrapped the module.
-
-    Raises:
-        PackForcingError: two tensors would get one name.
-    """
-    bare: dict[str, Tensor] = {}
-    for name, tensor in state_dict.items():
-        short = bare_name(name)
-        if short in bare:
-            raise PackForcingError(
-                f"{source} holds two tensors that are both '{short}' once wrappers' prefixes are removed "
-                f"(one is '{name}'): keep one set of weights in the file."
-            )
-        bare[short] = tensor
-    return bare
-
-
-# The names of diffusers' WanTransformer3DModel, as its scripts/convert_wan_to_diffusers.py writes them. It
-# renames without touching a tensor; norm1 and its norm3 (Wan's norm2) have no weights.
-_DIFFUSERS_OUTER = {
-    "condition_embedder.text_embedder.linear_1": "text_embedding.0",
-    "condition_embedder.text_embedder.linear_2": "text_embedding.2",
-    "condition_embedder.time_embedder.linear_1": "time_embedding.0",
-    "condition_embedder.time_embedder.linear_2": "time_embedding.2",
-    "condition_embedder.time_proj": "time_projection.1",
-    "scale_shift_table": "head.modulation",
-    "proj_out": "head.head",
-}
-_DIFFUSERS_BLOCK = {
-    "scale_shift_table": "modulation",
-    "norm2": "norm3",
-    "ffn.net.0.proj": "ffn.0",
-    "ffn.net.2": "ffn.2",
-    **{
-        f"{theirs}.{part}": f"{ours}.{short}"
-        for theirs, ours in (("attn1", "self_attn"), ("attn2", "cross_attn"))
-        for part, short in (
-            ("to_q", "q"),
-            ("to_k", "k"),
-            ("to_v", "v"),
-            ("to_out.0", "o"),
-            ("norm_q", "norm_q"),
-            ("norm_k", "norm_k"),
-        )
-    },
-}
-
-
-def from_diffusers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Wan 2.1's names for a state dict that may have diffusers' names (`blocks.0.attn1.to_q.weight`)."""
-    if not any(re.fullmatch(r"blocks\.\d+\.attn1\.to_q\.weight", name) for name in state_dict):
-        return dict(state_dict)
-    return {_from_diffusers_name(name): tensor for name, tensor in state_dict.items()}
-
-
-def _from_diffusers_name(name: str) -> str:
-    block = re.match(r"blocks\.\d+\.", name)
-    prefix = block[0] if block else ""
-    rest = name[len(prefix) :]
-    for theirs, ours in (_DIFFUSERS_BLOCK if block else _DIFFUSERS_OUTER).items():
-        if rest == theirs or rest.startswith(f"{theirs}."):
-            return prefix + ours + rest[len(theirs) :]
-    return name
-
-
-# ---------------------------------------------------------------------------------------------- what a Wan is
 
 
 @dataclass(frozen=True)
@@ -182,12 +55,12 @@ def load_wan(path: str | os.PathLike[str], which: str = "auto") -> LoadedWan:
     """
     source = os.fspath(path)
     checkpoint, metadata = read_state_dict(path)
-    weight_set, chosen = _choose(checkpoint, which, source)
+    weight_set, chosen = named_weight_set(checkpoint, which, source)
     state_dict = from_diffusers(strip_prefixes(chosen, source))
     return LoadedWan(state_dict, check_wan(state_dict, source), metadata, weight_set)
 
 
-# Also under diffusers' names, which from_diffusers leaves alone here: such a model is only ever refused.
+# Also under diffusers' name add_k_proj, which from_diffusers leaves alone: such a model is only ever refused.
 _IMAGE_BRANCH = re.compile(r"^img_emb\.|\.k_img\.|\.add_k_proj\.")
 
 
@@ -226,6 +99,9 @@ def describe_wan(state_dict: Mapping[str, Tensor], source: str = "the state dict
         patch_size=(patch[0], patch[1], patch[2]),
         has_image_branch=any(_IMAGE_BRANCH.search(name) for name in state_dict),
     )
+
+
+# --- checks ----------------------------------------------------------------------------------------------------
 
 
 def check_wan(state_dict: Mapping[str, Tensor], source: str = "the state dict") -> WanShape:
@@ -285,6 +161,7 @@ def _check_kind(shape: WanShape, source: str) -> None:
 
 
 def _check_shapes(state_dict: Mapping[str, Tensor], shape: WanShape, source: str) -> None:
+    """Refuse packed weights, and tensors that have not the size that a Wan of this shape gives them."""
     expected = _expected_shapes(shape)
     packed = [name for name in expected if state_dict[name].dtype == torch.uint8]
     if packed:
@@ -307,7 +184,7 @@ def _check_shapes(state_dict: Mapping[str, Tensor], shape: WanShape, source: str
 
 
 def _expected_shapes(shape: WanShape) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a Wan 2.1 text-to-video transformer."""
+    """The name and size of every tensor of a Wan 2.1 text-to-video transformer."""
     d, ffn = shape.dim, shape.ffn_dim
     sizes: dict[str, tuple[int, ...]] = {"head.modulation": (1, 2, d)}
     sizes |= {"patch_embedding.weight": (d, shape.in_channels, *shape.patch_size), "patch_embedding.bias": (d,)}
@@ -332,7 +209,20 @@ def _expected_shapes(shape: WanShape) -> dict[str, tuple[int, ...]]:
 
 
 def _expected_names(layers: int) -> Iterable[str]:
-    return _expected_shapes(WanShape(128, layers, 1, 16, 16, 1, 1, 1, (1, 2, 2), False))
+    """The names of all tensors, which depend on no other size."""
+    any_shape = WanShape(
+        dim=128,
+        layers=layers,
+        ffn_dim=1,
+        in_channels=16,
+        out_channels=16,
+        text_dim=1,
+        freq_dim=1,
+        heads=1,
+        patch_size=(1, 2, 2),
+        has_image_branch=False,
+    )
+    return _expected_shapes(any_shape)
 
 
 def _block_numbers(names: Iterable[str]) -> set[int]:
@@ -344,17 +234,17 @@ def _first_gap(numbers: set[int]) -> int:
 
 
 def _incomplete_advice(source: str) -> str:
+    """What to do about a model that lacks tensors."""
     if re.search(r"-\d{5}-of-\d{5}", source):
         return "this is one part of a model in several files, so choose a version of it in a single file"
     return "choose a complete checkpoint, or download the file again"
 
 
-# ------------------------------------------------------------------------------------ what else a file may be
+# --- what else a file may be -----------------------------------------------------------------------------------
 
 _WAN_BLOCK = re.compile(r"blocks\.\d{1,4}\.self_attn\.q\.(weight|quantized_weight_values)")
 
-# Wans with further inputs (the names by which ComfyUI tells them apart), and weights in a form that torch
-# cannot multiply.
+# Wans with more inputs, by the names from which ComfyUI knows them, and weights in a form that torch cannot multiply.
 _QUANTISED_OR_OTHER = [
     (re.compile(pattern), what, advice)
     for pattern, what, advice in (
@@ -369,6 +259,7 @@ _QUANTISED_OR_OTHER = [
 
 
 def _not_wan(source: str, names: Iterable[str]) -> PackForcingError:
+    """The refusal of a file without a Wan's blocks: it says what the file looks like."""
     names = list(names)
     found = looks_like(names)
     example, what, advice = found or (None, "no model that PackForcing knows", CHOOSE_CAUSAL_WAN)
@@ -379,4 +270,5 @@ def _not_wan(source: str, names: Iterable[str]) -> PackForcingError:
 
 
 def _refusal(source: str, what: str, advice: str) -> str:
+    """The refusal of a Wan that is not for text-to-video."""
     return f"{source} is not a Wan 2.1 text-to-video model: it is {what}; {advice}."

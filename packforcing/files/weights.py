@@ -1,8 +1,8 @@
 """Reading a weights file safely, and saying clearly what is wrong with it.
 
-Nothing here runs code that a file brings along: safetensors are mapped, and torch files are read with
-`weights_only=True`. Tensors stay on disk until they are used (memory-mapped), so of a file with two weight sets
-only the one that is used costs memory.
+Nothing here runs code that a file brings along: safetensors files are mapped, and torch files are read with
+`weights_only=True`. Tensors are memory-mapped: they stay on disk until they are used. So where a file has two sets of
+weights, only the one that is used costs memory.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _read_head(path: Path) -> bytes:
 
 
 def _refuse_text(path: Path, head: bytes) -> None:
-    """Name the texts that are commonly saved in place of weights."""
+    """Refuse texts, and name those that are often saved in place of weights."""
     if _is_safetensors(head):  # the eight bytes of its length may look like text
         return
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
@@ -141,6 +141,7 @@ def _read_torch(path: Path, head: bytes) -> tuple[dict[str, Any], dict[str, str]
 
 
 def _check_torch_zip(path: Path) -> None:
+    """Refuse zip archives that torch did not write, and programs."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -182,6 +183,7 @@ def _torch_load(path: Path, is_zip: bool) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> PackForcingError:
+    """The sentence for a file that cannot be read, with the reader's reason."""
     # torch wraps the reason of an unpickling error in advice to load unsafely, which is not passed on.
     text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
     reason = text.split("\n")[0].rstrip(".")[:160] or type(error).__name__
@@ -191,13 +193,18 @@ def _damaged(path: Path, error: Exception) -> PackForcingError:
     )
 
 
+# --- words for sentences ---------------------------------------------------------------------------------------
+
+
 def quoted(names: Iterable[str], most: int = 3) -> str:
+    """The first names in quotes, and how many more there are: `'a', 'b', 'c' and 4 more`; "" of none."""
     names = [str(name) for name in names]
     shown = ", ".join(f"'{name[:80]}'" for name in names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def some(names: Iterable[str], noun: str = "file", example: str | None = None) -> str:
+    """How many there are, with an example (else the first): `2 tensors such as 'a'`."""
     names = list(names)
     such = f" such as '{(example or names[0])[:80]}'" if names else ""
     return f"{len(names)} {noun}{'' if len(names) == 1 else 's'}{such}"

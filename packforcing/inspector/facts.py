@@ -54,76 +54,90 @@ def token_counts(record: CacheRecord) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class SelectionFacts:
-    """What the layers attended to, over a whole run.
+    """What the layers attended to, over a whole run."""
 
-    Attributes:
-        most_attended: (mid block, times, share of its chances), by times; a chance is a layer of a block made while the
-            mid block was stored.
-        mean_age: mean distance in blocks from the block being made to a mid block it attended; None if none was.
-        mean_stored_age: the same for all mid blocks that were stored.
-        returns: times that a layer attended a mid block again after at least one block without it.
-        returned_blocks, seen_blocks: mid blocks with a return, and mid blocks ever attended.
-        agreement: mean share of a layer's mid blocks that another layer attends too, where there was a choice; None
-            where there never was one.
-        chance_agreement: the same for layers that choose at random.
-    """
-
+    # (mid block, times, share of its chances), most times first. A chance is a layer of a block made while the mid
+    # block was stored.
     most_attended: list[tuple[int, int, float]]
-    mean_age: float | None
-    mean_stored_age: float | None
-    returns: int
-    returned_blocks: int
-    seen_blocks: int
-    agreement: float | None
-    chance_agreement: float | None
+    mean_age: float | None  # mean blocks from a mid block to the block that attended it; None if none was attended
+    mean_stored_age: float | None  # the same for all mid blocks that were stored
+    returns: int  # times that a layer attended a mid block again after at least one block without it
+    returned_blocks: int  # mid blocks with a return
+    seen_blocks: int  # mid blocks ever attended
+    agreement: float | None  # mean share of a layer's mid blocks that another one attends; None without a choice
+    chance_agreement: float | None  # the same for layers that choose at random
 
 
 def selection_facts(record: CacheRecord) -> SelectionFacts:
     """Count what was selected, how old it was, what came back, and how far the layers agree."""
-    config = record.config
-    made, layers, mids = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    agreements, chances, stored_ages = [], [], []
-    for order, block in enumerate(record.blocks):
-        selection = selected_by(block)
-        depth, count = selection.shape
-        stored = config.partition(block.block).mid
-        stored_ages.append((len(stored), sum(block.block - end for end in (stored.start, stored.stop - 1)) / 2))
-        if not count:
-            continue
-        made.append(np.full(selection.size, order))
-        layers.append(np.repeat(np.arange(depth), count))
-        mids.append(selection.ravel())
-        if depth > 1 and len(stored) > count:
-            times = np.unique(selection, return_counts=True)[1]
-            agreements.append((times * (times - 1)).sum() / (count * depth * (depth - 1)))
-            chances.append(count / len(stored))
-    made, layers, mids = np.concatenate(made), np.concatenate(layers), np.concatenate(mids)
+    made, layers, mids = _attended(record)
     if not mids.size:
         return SelectionFacts([], None, None, 0, 0, 0, None, None)
-
     indices = np.array([block.block for block in record.blocks])
     times = np.bincount(mids)
     # Sorted by layer and mid block, and by time within: a step of more than one block is an absence that ended.
     key = layers * len(times) + mids
     order = np.argsort(key, kind="stable")
     back = (np.diff(key[order]) == 0) & (np.diff(made[order]) > 1)
-
-    # Mid block m was stored while blocks m + recent + 1, ... were made.
-    first_read = np.searchsorted(indices, np.arange(len(times)) + config.recent_blocks + 1)
-    depth = max(len(block.selected) for block in record.blocks)
-    top = sorted(np.flatnonzero(times), key=lambda mid: (-times[mid], mid))[:TOP_MIDS]
-    share = {mid: times[mid] / max(1, depth * (len(indices) - first_read[mid])) for mid in top}
-    stored = sum(count for count, _ in stored_ages)
+    agreement, chance_agreement = _agreement(record)
     return SelectionFacts(
-        most_attended=[(int(mid), int(times[mid]), float(share[mid])) for mid in top],
+        most_attended=_most_attended(record, times),
         mean_age=float((indices[made] - mids).mean()),
-        mean_stored_age=sum(count * age for count, age in stored_ages) / stored if stored else None,
+        mean_stored_age=_mean_stored_age(record),
         returns=int(back.sum()),
         returned_blocks=len(np.unique(mids[order][1:][back])),
         seen_blocks=int((times > 0).sum()),
-        agreement=float(np.mean(agreements)) if agreements else None,
-        chance_agreement=float(np.mean(chances)) if chances else None,
+        agreement=agreement,
+        chance_agreement=chance_agreement,
     )
+
+
+def _attended(record: CacheRecord) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every mid block that a layer attended, in order of time: (index into the record's blocks, layer, mid block)."""
+    nothing = np.empty(0, np.int64)
+    made, layers, mids = [nothing], [nothing], [nothing]
+    for order, block in enumerate(record.blocks):
+        selection = selected_by(block)
+        depth, count = selection.shape
+        made.append(np.full(selection.size, order))
+        layers.append(np.repeat(np.arange(depth), count))
+        mids.append(selection.ravel())
+    return np.concatenate(made), np.concatenate(layers), np.concatenate(mids)
+
+
+def _most_attended(record: CacheRecord, times: np.ndarray) -> list[tuple[int, int, float]]:
+    """See `SelectionFacts`; `times` [mids] is how often each mid block was attended."""
+    indices = np.array([block.block for block in record.blocks])
+    # Mid block m was stored while blocks m + recent + 1, ... were made.
+    first_read = np.searchsorted(indices, np.arange(len(times)) + record.config.recent_blocks + 1)
+    depth = max(len(block.selected) for block in record.blocks)
+    top = sorted(np.flatnonzero(times), key=lambda mid: (-times[mid], mid))[:TOP_MIDS]
+    share = {mid: times[mid] / max(1, depth * (len(indices) - first_read[mid])) for mid in top}
+    return [(int(mid), int(times[mid]), float(share[mid])) for mid in top]
+
+
+def _mean_stored_age(record: CacheRecord) -> float | None:
+    """Mean blocks from all mid blocks that were stored to the block being made; None where none was."""
+    ages = []  # (mid blocks stored, their mean age) while each block was made
+    for block in record.blocks:
+        stored = record.config.partition(block.block).mid
+        ages.append((len(stored), sum(block.block - end for end in (stored.start, stored.stop - 1)) / 2))
+    total = sum(count for count, _ in ages)
+    return sum(count * age for count, age in ages) / total if total else None
+
+
+def _agreement(record: CacheRecord) -> tuple[float | None, float | None]:
+    """Mean share of a layer's mid blocks that another layer attends, and that of layers that choose at random."""
+    shares, chances = [], []
+    for block in record.blocks:
+        selection = selected_by(block)
+        depth, count = selection.shape
+        stored = len(record.config.partition(block.block).mid)
+        if count and depth > 1 and stored > count:
+            times = np.unique(selection, return_counts=True)[1]
+            shares.append((times * (times - 1)).sum() / (count * depth * (depth - 1)))
+            chances.append(count / stored)
+    return (float(np.mean(shares)), float(np.mean(chances))) if shares else (None, None)
 
 
 def frames_made(record: CacheRecord, blocks: list[BlockRecord]) -> int:

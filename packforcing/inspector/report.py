@@ -173,7 +173,7 @@ def _times(record: CacheRecord) -> str:
     overlapped = any("wait" in block.seconds for block in timed)
     if overlapped:
         lines.append("  Blocks were decoded beside the next one; the loop only waited for what was not done by then.")
-    for name, seconds in (("without decoding", 0 if overlapped else without), ("with all stages", whole)):
-        if seconds > 0:
-            lines.append(f"  {name:<18}{frames / seconds:,.2f} frames a second")
+    for name, total in (("without decoding", 0.0 if overlapped else without), ("with all stages", whole)):
+        if total > 0:
+            lines.append(f"  {name:<18}{frames / total:,.2f} frames a second")
     return "\n".join(lines)

@@ -40,7 +40,8 @@ from ..model.causal_wan import CausalWan
 from ..model.load import load_wan_modules
 from ..model.vae import load_vae
 from ..model.wan_modules import SIZES, WanModules, WanSizes, build_wan_modules, random_state_dict
-from ..world.scenes import FRAME, opened, parse
+from ..world.captions import opened, parse
+from ..world.scenes import FRAME
 from . import options as common
 from .blocks import noise_levels, spread, walk
 from .clips import ClipSet, LatentClips, prepare

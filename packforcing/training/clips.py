@@ -22,7 +22,8 @@ from ..errors import PackForcingError
 from ..model.compressor import lr_latents, whole_block
 from ..model.load import digest
 from ..model.vae import WanVAE, encode_clip
-from ..world.scenes import FPS, FRAME, LONGEST_START, render, sample_scene
+from ..world.drawing import render
+from ..world.scenes import FPS, FRAME, LONGEST_START, sample_scene
 
 SHARD = 32  # clips a file
 

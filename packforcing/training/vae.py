@@ -39,7 +39,8 @@ from ..model.vae import (
     normalise,
 )
 from ..plots import contact_sheet
-from ..world.scenes import FRAME, LONGEST_START, render, sample_scene
+from ..world.drawing import render
+from ..world.scenes import FRAME, LONGEST_START, sample_scene
 from . import options as common
 from .loop import Learner, Micro, Outcome, train
 

@@ -30,7 +30,9 @@ from packforcing.evaluation.summary import compared, statistics, summarise, tabl
 from packforcing.files.compressor_file import CompressorMetadata, save_compressor
 from packforcing.generate.long_video import Sampling
 from packforcing.model.compressor import HRBranch
-from packforcing.world.scenes import compose, evaluation_prompts, parse, render_uint8
+from packforcing.world.captions import parse
+from packforcing.world.drawing import render_uint8
+from packforcing.world.scenes import compose, evaluation_prompts
 
 REPO = Path(__file__).resolve().parents[2]
 SQUARES = "two red squares bounce on a blue background"

@@ -11,30 +11,15 @@ import pytest
 import torch
 
 from packforcing.errors import PackForcingError
-from packforcing.evaluation.metrics import (
-    border_jump,
-    camera_positions,
-    cleanliness,
-    connected_regions,
-    default_windows,
-    evaluate_video,
-    last_visit,
-    moving_cells,
-    shape_features,
-    views,
-)
-from packforcing.world.scenes import (
-    FRAME,
-    SHAPES,
-    Landmark,
-    Scene,
-    compose,
-    evaluation_prompts,
-    parse,
-    render_uint8,
-    sample_scene,
-    signed_distance,
-)
+from packforcing.evaluation.landscapes import camera_positions, last_visit
+from packforcing.evaluation.metrics import default_windows, evaluate_video
+from packforcing.evaluation.objects import shape_features
+from packforcing.evaluation.over_time import border_jump, cleanliness, moving_cells
+from packforcing.evaluation.views import connected_regions, views
+from packforcing.world.captions import Landmark, parse
+from packforcing.world.drawing import render_uint8
+from packforcing.world.scenes import FRAME, Scene, compose, evaluation_prompts, sample_scene
+from packforcing.world.shapes import SHAPES, signed_distance
 
 SQUARES = "two red squares bounce on a blue background"
 PAN = "the camera pans over a landscape with a red house, a white tower and an orange tree and comes back"

@@ -17,7 +17,8 @@ from packforcing.model.vae import LATENT_CHANNELS, WanVAE, encode_clip, init_vae
 from packforcing.training import vae as train_vae
 from packforcing.training.loop import Checkpoints, Micro, read_log
 from packforcing.training.vae import ClipShape, LatentStatistics, VAETrainer
-from packforcing.world.scenes import render, sample_scene
+from packforcing.world.drawing import render
+from packforcing.world.scenes import sample_scene
 
 EMPTY = [2, 9]  # latent channels of the fixture that say nothing
 

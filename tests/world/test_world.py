@@ -14,25 +14,19 @@ from packforcing.demo.text import words
 from packforcing.errors import PackForcingError
 from packforcing.evaluation.metrics import not_asked
 from packforcing.evaluation.runs import MOST_PROMPTS
-from packforcing.world.scenes import (
+from packforcing.world.captions import (
     COLOURS,
-    FRAME,
     MOTIONS,
-    SHAPES,
     Landmark,
     LandscapeAttributes,
-    LandscapeScene,
     ObjectAttributes,
-    ObjectScene,
-    compose,
-    evaluation_prompts,
     is_held_out,
     opened,
     parse,
-    render,
-    render_uint8,
-    sample_scene,
 )
+from packforcing.world.drawing import render, render_uint8
+from packforcing.world.scenes import FRAME, LandscapeScene, ObjectScene, compose, evaluation_prompts, sample_scene
+from packforcing.world.shapes import SHAPES
 
 SCENES = [sample_scene(seed) for seed in range(400)]
 LANDSCAPE = "the camera pans over a landscape with a red house, a white tower and an orange tree and comes back"

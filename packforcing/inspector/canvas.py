@@ -1,0 +1,149 @@
+"""A picture to draw on: text, boxes, axes whose unit is a block, stacked areas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .colours import BACKGROUND, FAINT, GRID, Colour
+
+Font: TypeAlias = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
+
+@dataclass(frozen=True)
+class Box:
+    """Pixels left..right-1, top..bottom-1."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+
+class Fonts:
+    """Pillow's own font at any size; the small bitmap font where Pillow is older than 10.1 or has no FreeType."""
+
+    def __init__(self) -> None:
+        self._fonts: dict[int, Font] = {}
+
+    def __getitem__(self, size: int) -> Font:
+        if size not in self._fonts:
+            try:
+                self._fonts[size] = ImageFont.load_default(size=size)
+            except (TypeError, ImportError, OSError):
+                self._fonts[size] = ImageFont.load_default()
+        return self._fonts[size]
+
+    def width(self, text: str, size: int) -> int:
+        return int(np.ceil(self[size].getbbox(text)[2]))
+
+    def height(self, size: int) -> int:
+        """From the top of the line to the bottom of a letter with a tail."""
+        return int(np.ceil(self[size].getbbox("Mg")[3]))
+
+
+class Canvas:
+    """An RGB picture of the given size in pixels."""
+
+    def __init__(self, width: int, height: int, fonts: Fonts) -> None:
+        self.image = Image.new("RGB", (width, height), BACKGROUND)
+        self.draw = ImageDraw.Draw(self.image)
+        self.fonts = fonts
+
+    def write(self, at: tuple[int, int], text: str, size: int, fill: Colour, align: str = "left") -> None:
+        """Write with the line's top at `at`; x is its left end, centre or right end."""
+        shift = {"left": 0, "centre": 0.5, "right": 1}[align] * self.fonts.width(text, size)
+        self.draw.text((round(at[0] - shift), at[1]), text, font=self.fonts[size], fill=fill)
+
+
+# --- axes ------------------------------------------------------------------------------------------------------
+
+
+def bins(blocks: int, pixels: int) -> np.ndarray:
+    """First block of each bin, and the end. A bin is a block, or a pixel where there are more blocks than pixels."""
+    count = min(blocks, pixels)
+    return np.arange(count + 1) * blocks // count
+
+
+def edges(blocks: int, pixels: int) -> np.ndarray:
+    """First pixel of each bin, and the end."""
+    count = min(blocks, pixels)
+    return np.arange(count + 1) * pixels // count
+
+
+def bin_of(blocks: int, pixels: int, block: int) -> int:
+    """The bin that a block is in."""
+    return int(np.searchsorted(bins(blocks, pixels), block, side="right")) - 1
+
+
+def bin_of_pixel(blocks: int, pixels: int) -> np.ndarray:
+    """The bin of each pixel."""
+    return np.repeat(np.arange(min(blocks, pixels)), np.diff(edges(blocks, pixels)))
+
+
+def nice_step(span: float, most: int) -> float:
+    """The smallest of 1, 2, 5, 10, ... that divides `span` into at most `most` steps."""
+    power = 10.0 ** np.floor(np.log10(max(span, 1e-12) / most))
+    return next(power * factor for factor in (1, 2, 5, 10, 20) if span <= most * power * factor * (1 + 1e-9))
+
+
+def draw_x_ticks(canvas: Canvas, box: Box, blocks: int) -> None:
+    """Ticks below the panel, with the numbers of some of its `blocks`."""
+    step = max(1, int(nice_step(blocks, max(4, box.width // 90))))
+    for block in range(0, blocks, step):
+        x = box.left + round((block + 0.5) * box.width / blocks)
+        canvas.draw.line((x, box.bottom, x, box.bottom + 4), fill=FAINT)
+        canvas.write((x, box.bottom + 6), f"{block:,}", 13, FAINT, "centre")
+
+
+def y_tick(canvas: Canvas, box: Box, y: int, text: str) -> None:
+    """A tick with a text at the left of the panel."""
+    canvas.draw.line((box.left - 5, y, box.left - 1, y), fill=FAINT)
+    canvas.write((box.left - 9, y - canvas.fonts.height(13) // 2 - 1), text, 13, FAINT, "right")
+
+
+def y_label(canvas: Canvas, box: Box, text: str) -> None:
+    """Write `text` upwards at the left of the panel."""
+    label = Canvas(canvas.fonts.width(text, 14) + 2, canvas.fonts.height(14) + 3, canvas.fonts)
+    label.write((1, 0), text, 14, FAINT)
+    upright = label.image.rotate(90, expand=True)
+    canvas.image.paste(upright, (8, (box.top + box.bottom - upright.height) // 2))
+
+
+def draw_scale(canvas: Canvas, box: Box, top: float, unit: float) -> None:
+    """Horizontal lines and ticks; numbers are told in `unit`s."""
+    step = nice_step(top / unit, 5)
+    for i in range(int(top / unit / step * (1 + 1e-9)) + 1):
+        y = box.bottom - 1 - round(i * step * unit / top * box.height)
+        if y >= box.top:
+            canvas.draw.line((box.left, y, box.right - 1, y), fill=GRID)
+            y_tick(canvas, box, y, f"{i * step:,.10g}")
+
+
+# --- areas -----------------------------------------------------------------------------------------------------
+
+
+def draw_stack(canvas: Canvas, box: Box, layers: Sequence[tuple[np.ndarray, Colour]], blocks: int, top: float) -> None:
+    """Stack `layers` of (values [bins], colour), with the first at the bottom; `top` is the panel's highest value."""
+    column = bin_of_pixel(blocks, box.width)
+    pixels = np.array(canvas.image.crop((box.left, box.top, box.right, box.bottom)))
+    level = np.arange(box.height)[::-1][:, None]
+    floor = np.zeros(box.width)
+    for values, colour in layers:
+        ceiling = floor + values[column]
+        inside = (level >= np.rint(floor / top * box.height)) & (level < np.rint(ceiling / top * box.height))
+        pixels[inside] = colour
+        floor = ceiling
+    canvas.image.paste(Image.fromarray(pixels), (box.left, box.top))

@@ -1,0 +1,42 @@
+"""The picture's colours, and what each of them is called."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+Colour: TypeAlias = tuple[int, int, int]
+
+BACKGROUND, PANEL, GRID = (22, 24, 29), (30, 33, 40), (58, 63, 74)
+TEXT, FAINT = (232, 234, 238), (160, 166, 178)
+FULL = (255, 255, 255)  # the line of a full cache
+# Of each partition. It is Okabe and Ito's palette, whose colours people with any colour vision can tell apart.
+COLOURS: dict[str, Colour] = {
+    "sink": (86, 180, 233),
+    "mid": (230, 159, 0),
+    "recent": (0, 158, 115),
+    "current": (240, 228, 66),
+    "aside": (0, 114, 178),
+    "archive_device": (204, 121, 167),
+    "archive_host": (122, 88, 150),
+    "key_sums": (213, 94, 0),
+}
+# A mid block that is only stored, and one that the fewest layers attend; with more layers it turns to COLOURS["mid"].
+STORED, FAINTEST_MID = (62, 66, 78), (112, 84, 34)
+LABELS = {
+    "sink": "sink",
+    "mid": "mid, attended",
+    "recent": "recent",
+    "current": "current",
+    "aside": "set aside",
+    "archive_device": "archive, device",
+    "archive_host": "archive, host",
+    "key_sums": "key sums",
+}
+
+
+def mid_colour(share: float) -> Colour:
+    """The colour of a mid block that `share` of the layers attend; 0 is a stored block that none selected."""
+    if share <= 0:
+        return STORED
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(FAINTEST_MID, COLOURS["mid"], strict=True))
+    return red, green, blue
