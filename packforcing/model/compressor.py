@@ -1,10 +1,10 @@
-"""The dual-branch compressor: a latent block to N_c hidden tokens, about 32 times fewer (method 4; paper section 3.3).
+"""The dual-branch compressor: a latent block to N_c hidden tokens, about 32 times fewer (docs/method.md, section 4).
 
     HR branch: the block's latents through strided 3D convolutions.
     LR branch: the block's pixels, pooled 2x4x4, through the frozen VAE's encoder and the model's own patch embedding.
 
-Tokens are the element-wise sum. LR alone needs no new weights: that is the training-free form, and since HR's last
-layer starts at zero, it is also where training starts from.
+Tokens are the element-wise sum of both. The LR branch alone needs no new weights: that is the training-free form. The
+HR branch's last layer starts at zero, so training starts from that form too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..files.compressor_file import CompressorMetadata
 from .vae import WanVAE, encode_clip
 
 PAPER_CHANNELS = (32, 128, 512, 2048)
-
+TRAINING_FREE_NAME = "training-free (LR branch)"  # in reports, in the nodes, and in saved workflows
 
 Kernel = tuple[int, int, int]
 
@@ -77,8 +77,8 @@ class HRBranch(nn.ModuleList):
         for i, (kernel, stride) in enumerate(zip(kernels, strides, strict=True)):
             padding = floor_padding(kernel, stride)
             self.append(nn.Conv3d(channels[i], channels[i + 1], kernel, stride=stride, padding=padding))
-        nn.init.zeros_(self[-1].weight)
-        nn.init.zeros_(self[-1].bias)
+        for parameter in self[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, latents: Tensor) -> Tensor:
         *hidden, last = self  # not self[:-1], which would construct another branch
@@ -137,7 +137,7 @@ class Compressor(nn.Module):
         name: what reports call it.
     """
 
-    def __init__(self, temporal_stride: int, hr: HRBranch | None = None, name: str = "training-free (LR branch)"):
+    def __init__(self, temporal_stride: int, hr: HRBranch | None = None, name: str = TRAINING_FREE_NAME) -> None:
         super().__init__()
         if hr is not None and hr.temporal_stride != temporal_stride:
             raise ValueError("the HR branch has another temporal stride")
@@ -165,7 +165,7 @@ class Compressor(nn.Module):
         rows, columns = layout.size.compressed_rows, layout.size.compressed_columns
         tokens = patch_tokens(small[..., : PATCH * rows, : PATCH * columns])
         if self.hr is not None:
-            hr = self.hr(latents.to(self.hr[0].weight))
+            hr = self.hr(latents.to(next(self.hr.parameters())))
             tokens = tokens + rearrange(hr, "b d t h w -> b (t h w) d").to(tokens)
         return tokens
 
@@ -174,11 +174,12 @@ class Compressor(nn.Module):
 class CompressorChoice:
     """Which compressor a run uses, before model and block size are known: the training-free one, or a file's."""
 
-    name: str
-    state_dict: Mapping[str, Tensor] | None = None
-    metadata: CompressorMetadata | None = None
+    name: str  # what reports call it
+    state_dict: Mapping[str, Tensor] | None = None  # the HR branch's weights; None: training-free
+    metadata: CompressorMetadata | None = None  # the file's
 
     def temporal_stride(self, block_frames: int) -> int:
+        """Latent frames that a token of it spans, 1 or 2."""
         return default_temporal_stride(block_frames) if self.metadata is None else self.metadata.temporal_stride
 
     def build(self, block_frames: int, model_dim: int, device: torch.device | str = "cpu") -> Compressor:
@@ -193,3 +194,6 @@ class CompressorChoice:
                 "choose a compressor of this model, or the training-free one."
             )
         return Compressor(stride, hr_branch(self.state_dict, stride).to(device), self.name)
+
+
+TRAINING_FREE = CompressorChoice(TRAINING_FREE_NAME)
