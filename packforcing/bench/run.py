@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,9 @@ from ..config import (
 from ..devices import memory_of
 from ..errors import PackForcingError
 from ..generate.autotune import tune_vae_layout, tuned_attention
-from ..generate.long_video import LongVideo, Sampling
+from ..generate.long_video import LongVideo, VideoModels, VideoSettings
 from ..generate.memory_budget import DecoderMemory, MemoryDemand, decode_plan
+from ..generate.sampling import Sampling
 from ..model.compressor import Compressor
 from ..model.load import check_speed
 from ..model.wan_modules import SIZES
@@ -220,19 +221,9 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
     else:
         vae, compressor = NoVAE(device), PooledLatents(layout.temporal_stride)
         notes.append("--no-vae: nothing is decoded or written, and compression is a stand-in that pools latents")
-    new_video = partial(
-        LongVideo,
-        wan,
-        text,
-        layout,
-        settings.sampling,
-        compressor,
-        vae,
-        decode=settings.vae,
-        fps=FPS,
-        decode_frames=decoding.frames,
-    )
-    video = new_video()
+    models = VideoModels(wan, vae, compressor)
+    made_as = VideoSettings(layout, settings.sampling, FPS, decode=settings.vae, decode_frames=decoding.frames)
+    video = LongVideo(models, text, made_as)
     with frame_writer(settings, notes) as write:
         run = run_video(video, settings.blocks, write, show_progress)
     blocks = steady(run.blocks, config)
@@ -273,7 +264,7 @@ def measure(settings: Settings) -> tuple[dict[str, Any], Run]:
     }
     del video  # its cache makes room for the others
     if decoding.overlap:
-        result["overlap"] = overlapped(new_video(overlap=True), settings, run, notes)
+        result["overlap"] = overlapped(LongVideo(models, text, replace(made_as, overlap=True)), settings, run, notes)
     elif settings.overlap:
         notes.append("decoding beside the denoising was not measured: it would not fit into memory")
     if settings.baseline_blocks:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..files.compressor_file import load_compressor
 from ..files.weights import read_state_dict
-from ..generate.long_video import Sampling
+from ..generate.sampling import Sampling
 from ..model.compressor import CompressorChoice
 
 WEIGHTS = Path(__file__).parents[1] / "weights"

@@ -1,12 +1,13 @@
-"""Whether a run fits the device's memory: asked before it starts, answered with what would fit (method 5).
+"""Whether a run fits the device's memory, asked before it starts; and if not, what would fit.
 
-A count of tensors, not a measurement: what PyTorch's allocator, cuDNN and other programs take comes on top.
+This is a count of tensors, not a measurement: what PyTorch's allocator, cuDNN and other programs take comes on top.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..byte_units import readable_bytes
 from ..config import PIXELS_PER_TOKEN, TEXT_TOKENS, CacheConfig, FrameSize, Layout, ModelShape
@@ -86,7 +87,7 @@ class MemoryDemand:
         """Bytes with the smallest pass of the decoder."""
         return self.bytes(self.passes()[-1])
 
-    def with_config(self, **changes: str) -> MemoryDemand:
+    def with_config(self, **changes: Any) -> MemoryDemand:
         """The same run with other fields of its cache configuration."""
         return replace(self, layout=replace(self.layout, config=replace(self.layout.config, **changes)))
 
