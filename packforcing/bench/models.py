@@ -47,7 +47,8 @@ def weight_bytes(model: str, dtype: torch.dtype, linear_dtype: str = "model") ->
     in_fp8 = 0
     if linear_dtype != "model":
         in_fp8 = sum(part.weight.numel() for part in modules.blocks.modules() if isinstance(part, nn.Linear))
-    return (count[modules] - in_fp8) * dtype.itemsize + in_fp8 + count[vae] * VAE_DTYPE.itemsize
+    total: int = (count[modules] - in_fp8) * dtype.itemsize + in_fp8 + count[vae] * VAE_DTYPE.itemsize
+    return total
 
 
 def random_text(wan: CausalWan) -> TextKV:

@@ -41,7 +41,7 @@ from ..model.compressor import TRAINING_FREE, CompressorChoice
 from ..model.load import check_speed, load_wan_modules, make_causal_wan
 from ..model.vae import WanVAE, load_vae
 from ..model.wan_modules import build_wan_modules
-from .options import add_speed_options
+from .options import Commands, add_speed_options
 
 if TYPE_CHECKING:
     from ..files.video import VideoWriter
@@ -49,7 +49,8 @@ if TYPE_CHECKING:
 NO_COMPRESSOR_FILE = "training-free"  # the value of --compressor
 
 
-def add_command(commands: argparse._SubParsersAction[Any]) -> None:
+def add_command(commands: Commands) -> None:
+    """Adds `generate` and its options."""
     command = commands.add_parser("generate", help="make a video")
     add_model_options(command)
     add_video_options(command, width=None, height=None, seconds=10.0)
@@ -166,7 +167,8 @@ def only_tensor(path: str) -> Tensor:
     tensors, _ = read_state_dict(path)
     if len(tensors) != 1:
         raise PackForcingError(f"{path} must hold one tensor, the encoded prompt [1, L, 4096], but has {len(tensors)}.")
-    return next(iter(tensors.values()))
+    tensor: Tensor = next(iter(tensors.values()))
+    return tensor
 
 
 def prepared(options: argparse.Namespace, request: Request) -> LongVideo:

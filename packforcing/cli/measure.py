@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from ..bench import run as bench
 from ..command_options import add_cache_options, cache_config, check_folder
 from ..devices import usable_device
 from ..evaluation import run as evaluation
-from .options import add_speed_options
+from .options import Commands, add_speed_options
 
 
-def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
+def add_commands(commands: Commands) -> None:
+    """Adds `bench` and `evaluate` with their options."""
     command = commands.add_parser("bench", help="measure time and memory, against floors and other caches")
     bench.add_arguments(command)
     add_speed_options(command)

@@ -1,11 +1,14 @@
-"""Options of the commands that run a model as fast as it goes: `generate` and `bench`."""
+"""What several commands share here: the options of `generate` and `bench` that make a model fast."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TypeAlias
 
 from ..generate.side_stream import CHOICES
 from ..model.fp8_linear import LINEAR_DTYPES
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # what commands are added to
 
 
 def add_speed_options(command: argparse.ArgumentParser) -> None:

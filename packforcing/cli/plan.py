@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 from ..command_options import add_cache_options, add_video_options, cache_config
 from ..config import FrameSize
 from ..generate.plan import plan, plan_text
 from ..known_models import KNOWN_MODELS, MODELS
+from .options import Commands
 
 DEFAULT_MODEL = "wan2.1-1.3b"
 
 
-def add_command(commands: argparse._SubParsersAction[Any]) -> None:
+def add_command(commands: Commands) -> None:
+    """Adds `plan` and its options."""
     command = commands.add_parser("plan", help="what a run will hold, in tokens and bytes")
     command.add_argument("--model", default=DEFAULT_MODEL, choices=MODELS)
     usual = KNOWN_MODELS[DEFAULT_MODEL]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import Any
-
 from ..training import base, compressor, forcing, vae
+from .options import Commands
 
 
-def add_command(commands: argparse._SubParsersAction[Any]) -> None:
+def add_command(commands: Commands) -> None:
+    """Adds `train` and its options."""
     parts = commands.add_parser("train", help="train a part of the demo model").add_subparsers(
         dest="part", required=True
     )

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
-
+from .. import command_options
 from ..demo.models import VAE_DTYPE, demo_compressor, demo_transformer, demo_vae
 from ..devices import usable_device
 from ..files.compressor_file import load_compressor
@@ -18,7 +17,7 @@ from ..model.load import digest, load_wan_modules
 from ..model.vae import WanVAE, load_vae
 from ..model.wan_modules import SIZES, build_wan_modules
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {name: command_options.DTYPES[name] for name in ("float32", "bfloat16")}
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 noise -> denoising steps (the first selects mid blocks) -> x0 -> caller -> compressor -> clean pass -> next block
 
-With `overlap`, a block's pixels are decoded beside its clean pass and the denoising of the next block, so it reaches
-the caller, and the compressor, one block late:
+With `overlap`, a block is decoded while its clean pass and the denoising of the next block run. It then reaches the
+caller, and the compressor, one block late:
 
     main   clean pass i-1 (with i-2 compressed) | denoise i   | clean pass i (with i-1 compressed) | denoise i+1 ...
     side     decode i-1 ......................               decode i .........................
@@ -186,8 +186,10 @@ class LongVideo:
     def replay(self, latents: Tensor) -> Iterator[Block]:
         """Takes the next blocks from latents [B, 16, n * T, h, w] instead of denoising them.
 
-        The cache ends up as if the same seed had made them here, so a run goes on exactly where an earlier one ended,
-        for one pass or two a block instead of all. Raises PackForcingError when the latents are not whole blocks.
+        The cache ends up as if the same seed had made them here, so a run goes on exactly where an earlier one ended.
+        That takes one or two model passes a block instead of all of them.
+
+        Raises PackForcingError when the latents are not whole blocks.
         """
         frames = self.layout.config.block_frames
         size = self.layout.size
@@ -201,6 +203,7 @@ class LongVideo:
         yield from self._each(latents.split(frames, dim=2))
 
     def _each(self, given: Iterable[Tensor | None]) -> Iterator[Block]:
+        """A block for each item of `given`: from its latents [B, 16, T, h, w], or by denoising where that is None."""
         for latents in given:
             try:
                 self._next(latents)
@@ -211,7 +214,7 @@ class LongVideo:
         yield from self._finish(keep=0)
 
     def _finish(self, keep: int) -> Iterator[Block]:
-        """Yields all blocks that were made but the newest ones, as soon as their frames are there."""
+        """Yields blocks that were made, as soon as their frames are there, until `keep` of them are left."""
         while len(self._unfinished) > keep:
             made = self._unfinished[0]
             if self._side is None:
@@ -244,7 +247,7 @@ class LongVideo:
         self._unfinished.append(made)
 
     def _decode(self, latents: Tensor, record: BlockRecord) -> Callable[[], Tensor | None]:
-        """Decodes a block, or begins to; returns what gives its frames."""
+        """Decodes a block, or begins to. Returns a function that waits for its frames and returns them."""
         if self.decoder is None:
             return lambda: None
         decode = partial(self.decoder.decode, latents)
@@ -255,12 +258,14 @@ class LongVideo:
         return lambda: frames
 
     def _decoded_beside(self, decoding: Future[tuple[Tensor, float]], record: BlockRecord) -> Tensor:
+        """Waits for the frames that the side stream decodes."""
         frames, record.seconds["decode"] = decoding.result()
         if frames.is_cuda:  # made on another stream, which must not take their memory back while this one reads them
             frames.record_stream(torch.cuda.current_stream(frames.device))
         return frames
 
     def _noise(self, generator: torch.Generator) -> Tensor:
+        """The next noise [B, 16, T, h, w] of a block, float32."""
         size = self.layout.size
         shape = (LATENT_CHANNELS, self.layout.config.block_frames, size.latent_height, size.latent_width)
         return to_device(torch.randn((self.cache.batch, *shape), generator=generator), self.wan.device)
@@ -276,7 +281,7 @@ class LongVideo:
         return x
 
     def _select_only(self, index: int, latents: Tensor) -> None:
-        """Selects mid blocks as the denoising of block `index` would have: by the queries of its first step."""
+        """Selects mid blocks for block `index` as its denoising would have done: by the queries of the first step."""
         self.on_step(index, 0)
         mids = len(self.cache.partition.mid)
         if self.cache.config.selection == "affinity" and mids > self.cache.config.attended_mids(index) > 0:
@@ -292,7 +297,8 @@ class LongVideo:
 
     @torch.no_grad()
     def _clean_pass(self) -> None:
-        """The clean pass of the newest block, with its compressed form or, where that is deferred, the one before's."""
+        """The clean pass of the newest block. It also writes a compressed block: the newest, or if deferred, the one
+        before it."""
         block = self._awaiting_clean_pass
         if block is None:
             return
@@ -318,9 +324,11 @@ class LongVideo:
         assert self.vae is not None, "see check_complete"
         assert frames is not None, "with a VAE and mid blocks there is a decoder"
         with self._stopwatch.stretch(self.record.blocks[block.index].seconds, "compression"):
-            return self.compressor(block.latents, frames, self.layout, self.vae, self.wan.patch_tokens)
+            tokens: Tensor = self.compressor(block.latents, frames, self.layout, self.vae, self.wan.patch_tokens)
+        return tokens
 
     def _fill(self, record: BlockRecord) -> None:
+        """Notes in a record what the cache has done for its block."""
         record.selected = [list(chosen or ()) for chosen in self.cache.selected]
         record.mid_slots_written = self.cache.mid_slots_written
         record.recent_rotated = self.cache.recent_rotated

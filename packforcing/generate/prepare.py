@@ -26,7 +26,7 @@ class DeviceMemory:
 
     device: str  # its name, for messages
     available: int | None  # bytes; None if that is not known
-    movable: int = 0  # bytes of weights among them, which had better stay there but can be moved out of the way
+    movable: int = 0  # bytes of weights that lie there too; they had better stay, but can be moved out of the way
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,9 @@ def floor_padding(kernel: Kernel, stride: Kernel) -> Kernel:
 class HRBranch(nn.ModuleList):
     """Latents [B, 16, T, h, w] -> token grid [B, d, floor(T / stride), floor(h / 8), floor(w / 8)].
 
-    Convolutions 16 -> 32 (temporal stride) -> 128 -> 512 -> 2048 (each halves height and width) -> d (1x1x1), with SiLU
-    between (paper, section 3.3). The last layer starts at zero, so an untrained branch adds nothing.
+    Five convolutions with SiLU between (paper, section 3.3). Their channels are 16 -> 32 -> 128 -> 512 -> 2048 -> d.
+    The first has the temporal stride, the next three halve height and width, and the last is 1x1x1. It starts at zero,
+    so an untrained branch adds nothing.
 
     Args:
         channels: of the latent, of the four hidden layers, and the model's width: six numbers.
@@ -85,7 +86,8 @@ class HRBranch(nn.ModuleList):
         x = latents
         for layer in hidden:
             x = F.silu(layer(x))
-        return last(x)
+        tokens: Tensor = last(x)
+        return tokens
 
 
 def hr_branch(state_dict: Mapping[str, Tensor], temporal_stride: int) -> HRBranch:
@@ -117,9 +119,9 @@ def pooled_frames(frames: Tensor, temporal_stride: int) -> Tensor:
 def lr_latents(frames: Tensor, vae: WanVAE, temporal_stride: int) -> Tensor:
     """A block's video frames [B, 3, F, H, W] in [-1, 1] -> normalised latents of the pooled video, [B, 16, T', h', w'].
 
-    The pooled frames are encoded on their own: the first is repeated in front, so that the causal encoder's
-    single-frame latent falls on the copy, and that latent is dropped. Frames that do not fill a latent frame, and rows
-    and columns that do not fill a latent cell, are cropped.
+    The pooled frames are encoded on their own. The causal encoder's first latent frame holds a single video frame: the
+    first frame is repeated in front for it, and that latent frame is dropped. Frames, rows and columns that do not fill
+    a latent cell are cropped.
     """
     pooled = pooled_frames(frames, temporal_stride)
     whole = pooled.shape[2] // VAE_TIME_STRIDE * VAE_TIME_STRIDE

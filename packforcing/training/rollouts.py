@@ -89,11 +89,11 @@ def prepare(
 
 @dataclass(frozen=True)
 class Rollout:
-    """`latents` [16, blocks * T, h, w], `compressed` [blocks, 16, T', h', w'], `context` [L, 4096]; float32."""
+    """One rollout, in float32."""
 
-    latents: Tensor
-    compressed: Tensor
-    context: Tensor
+    latents: Tensor  # [16, blocks * T, h, w]
+    compressed: Tensor  # [blocks, 16, T', h', w']: what the compressor's LR branch sees
+    context: Tensor  # [L, 4096], the encoded prompt
 
 
 class Rollouts:

@@ -191,7 +191,7 @@ class StubWan:
 
 
 STEPS = 4
-LEVELS = [1.0, 0.9375, 5 / 6, 0.625, 0.0]  # method 2: 4 steps at shift 5
+LEVELS = [1.0, 0.9375, 5 / 6, 0.625, 0.0]  # docs/method.md, section 2: 4 steps at shift 5
 
 
 def test_euler_integrates_a_linear_velocity(make):

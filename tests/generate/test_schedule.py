@@ -1,4 +1,4 @@
-"""Noise levels and updates of method 2: x_sigma = (1 - sigma) x0 + sigma noise, v = noise - x0."""
+"""Noise levels and updates (docs/method.md, section 2): x_sigma = (1 - sigma) x0 + sigma noise, v = noise - x0."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEVELS = [(1.0, 0.9375), (0.9375, 0.8333), (0.8333, 0.625), (0.625, 0.0)]
 
 
 def noisy(x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
-    """The flow's straight path from x0 to noise, in the words of method 2."""
+    """The flow's straight path from x0 to noise, in the words of docs/method.md, section 2."""
     return (1 - sigma) * x0 + sigma * noise
 
 
