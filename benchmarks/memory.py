@@ -27,7 +27,8 @@ from packforcing.config import CacheConfig, FrameSize, Layout, Length
 from packforcing.demo.models import demo_transformer, demo_vae
 from packforcing.demo.text import encode_prompt
 from packforcing.files.video import VideoWriter
-from packforcing.generate.long_video import LongVideo, Sampling
+from packforcing.generate.long_video import LongVideo, VideoModels, VideoSettings
+from packforcing.generate.sampling import Sampling
 from packforcing.model.causal_wan import CausalWan
 from packforcing.model.compressor import Compressor
 from packforcing.model.vae import load_vae
@@ -45,7 +46,8 @@ def measure(seconds: float, device: str) -> dict[str, float]:
     modules = build_wan_modules(SIZES["tiny"], demo_transformer()).to(device)
     vae = load_vae(demo_vae(), torch.bfloat16, device)
     wan = CausalWan(modules, device=device)
-    video = LongVideo(wan, wan.embed_text(encode_prompt("memory")), layout, Sampling(), Compressor(2), vae)
+    models = VideoModels(wan, vae, Compressor(2))
+    video = LongVideo(models, wan.embed_text(encode_prompt("memory")), VideoSettings(layout, Sampling()))
     blocks = Length(seconds, 16, config.block_frames).blocks
     start = time.perf_counter()
     with (
@@ -53,7 +55,7 @@ def measure(seconds: float, device: str) -> dict[str, float]:
         VideoWriter(Path(folder) / "video.mp4", 16, SIZE.width, SIZE.height) as writer,
     ):
         for block in video.blocks(blocks):
-            writer.write(block.frames)
+            writer.write(block.decoded)
     held = video.record.blocks[-1].bytes
     return {
         "seconds": seconds,

@@ -13,13 +13,12 @@ from ..packforcing.demo.models import COMPRESSOR_NAME, VAE_DTYPE, demo_compresso
 from ..packforcing.errors import PackForcingError
 from ..packforcing.files.compressor_file import load_compressor
 from ..packforcing.files.wan_checkpoint import load_wan
-from ..packforcing.model.compressor import CompressorChoice
+from ..packforcing.model.compressor import TRAINING_FREE, TRAINING_FREE_NAME, CompressorChoice
 from . import types
 from .demo_clip import DemoClip
 
 MODEL_FOLDER = "diffusion_models"
 COMPRESSOR_FOLDER = "packforcing"
-TRAINING_FREE = "training-free (LR branch)"
 
 WEIGHT_SETS = ["auto", "ema", "raw"]
 DTYPES = {
@@ -122,8 +121,8 @@ class CompressorLoaderNode(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "compressor_name",
-                    options=[TRAINING_FREE, COMPRESSOR_NAME, *compressor_files()],
-                    default=TRAINING_FREE,
+                    options=[TRAINING_FREE_NAME, COMPRESSOR_NAME, *compressor_files()],
+                    default=TRAINING_FREE_NAME,
                     tooltip="The training-free form, the demo models' own, or a file in models/packforcing.",
                 )
             ],
@@ -132,14 +131,14 @@ class CompressorLoaderNode(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, compressor_name=None) -> bool | str:
-        if compressor_name not in (None, TRAINING_FREE, COMPRESSOR_NAME):
+        if compressor_name not in (None, TRAINING_FREE_NAME, COMPRESSOR_NAME):
             check_file(COMPRESSOR_FOLDER, compressor_name)
         return True
 
     @classmethod
     def execute(cls, compressor_name: str) -> io.NodeOutput:
-        if compressor_name == TRAINING_FREE:
-            return io.NodeOutput(CompressorChoice(TRAINING_FREE))
+        if compressor_name == TRAINING_FREE_NAME:
+            return io.NodeOutput(TRAINING_FREE)
         if compressor_name == COMPRESSOR_NAME:
             return io.NodeOutput(demo_compressor())
         path = folder_paths.get_full_path_or_raise(COMPRESSOR_FOLDER, compressor_name)

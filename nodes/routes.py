@@ -8,7 +8,8 @@ from typing import Any
 
 from ..packforcing.config import CacheConfig, FrameSize
 from ..packforcing.errors import PackForcingError
-from ..packforcing.generate.plan import MODELS, VAE_DIMS, plan, plan_text
+from ..packforcing.generate.plan import plan, plan_text
+from ..packforcing.known_models import MODELS, VAE_DIMS
 
 log = logging.getLogger(__name__)
 

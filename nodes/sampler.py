@@ -13,6 +13,7 @@ from pathlib import Path
 import comfy.utils
 import folder_paths
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.input_impl import VideoFromFile
 from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
@@ -23,9 +24,9 @@ from ..packforcing.byte_units import readable_bytes
 from ..packforcing.config import CacheConfig, FrameSize, Layout, Length, default_temporal_stride
 from ..packforcing.errors import PackForcingError
 from ..packforcing.files.video import VideoWriter
-from ..packforcing.generate.autotune import tune_vae_layout
-from ..packforcing.generate.long_video import LongVideo, Sampling
-from ..packforcing.generate.memory_budget import DecoderMemory, MemoryDemand, decode_plan
+from ..packforcing.generate.long_video import Block, LongVideo, VideoModels, VideoSettings
+from ..packforcing.generate.prepare import DeviceMemory, PlannedRun, planned_run, tune_models
+from ..packforcing.generate.sampling import Sampling
 from ..packforcing.generate.schedule import UPDATES
 from ..packforcing.generate.side_stream import CHOICES, overlap_wanted
 from ..packforcing.model.compressor import Compressor, CompressorChoice
@@ -144,54 +145,56 @@ class LongVideoSamplerNode(io.ComfyNode):
         size, blocks = video_size(cache_config, width, height, seconds, fps, latent)
         given = given_latents(cache_config, size, blocks, continue_from)
         context = prompt_embedding(positive)
-        wan = adapter.causal_wan(model)
-        stride = default_temporal_stride(cache_config.block_frames)
-        built: Compressor | None = None
-        if compressor is not None:
-            stride = compressor.temporal_stride(cache_config.block_frames)
-            built = compressor.build(cache_config.block_frames, wan.shape.dim, wan.device)
-        layout = Layout(cache_config, size, stride)
-        streaming_vae, vae_patcher = (None, None) if vae is None else adapter.wan_vae(vae)
-        progress = Progress(blocks, len_given(given, cache_config), sampling.steps)
+        models, layout, patchers = connected(model, vae, compressor, cache_config, size)
+        wan = models.wan
+        settings = VideoSettings(layout, sampling, fps, overlap=overlap_wanted(overlap, wan.device))
+        progress = Progress(blocks, len_given(given, cache_config), steps)
 
-        decoder = None if vae is None else DecoderMemory(streaming_vae.dim, streaming_vae.dtype.itemsize)
-        demand = MemoryDemand(wan.shape, wan.dtype.itemsize, layout, blocks, decoder)
-        patchers = [model] if vae_patcher is None else [model, vae_patcher]
         weights = sum(patcher.model_size() for patcher in patchers)
-        available = adapter.device_memory(wan.device)
-        decoding = decode_plan(
-            demand, available, str(wan.device), movable=weights, overlap=overlap_wanted(overlap, wan.device)
-        )
-        needed = demand.bytes(decoding.frames, decoding.overlap)
-        try:
-            adapter.load_models(patchers, needed)
-            if streaming_vae is not None:
-                tune_vae_layout(streaming_vae, size)
-            video = LongVideo(
-                wan,
-                wan.embed_text(context),
-                layout,
-                sampling,
-                built,
-                streaming_vae,
-                fps=fps,
-                decode_frames=decoding.frames,
-                overlap=decoding.overlap,
-                on_step=progress.on_step,
-            )
+        memory = DeviceMemory(str(wan.device), adapter.device_memory(wan.device), movable=weights)
+        planned = planned_run(models, settings, blocks, memory)
+        with out_of_memory_told(planned):
+            adapter.load_models(patchers, planned.needed_bytes)
+            tune_models(models, layout, attention=False)  # which is ComfyUI's choice, or the user's
+            video = planned.video(wan.embed_text(context), progress.on_step)
             samples, path = run(video, blocks, given, model, progress)
-        except adapter.OutOfMemory as error:
-            adapter.free_memory()
-            raise PackForcingError(
-                f"A video of {size.width}x{size.height} needs about {readable_bytes(needed)} beside the model's "
-                f"weights, more than {wan.device} has free: choose a smaller size, a smaller cache config, or "
-                "archive_device host."
-            ) from error
 
         # Only a node that asks for the video is told that there is none.
         no_video = ExecutionBlocker("The sampler has no VAE and so no video: connect the Wan 2.1 VAE to it.")
         output = VideoFromFile(str(path)) if path else no_video
         return io.NodeOutput({"samples": samples}, output, video.record)
+
+
+def connected(
+    model, vae, compressor: CompressorChoice | None, config: CacheConfig, size: FrameSize
+) -> tuple[VideoModels, Layout, list[ModelPatcher]]:
+    """The library's networks over what is connected to the node, the layout, and the patchers that load the weights."""
+    wan = adapter.causal_wan(model)
+    stride = default_temporal_stride(config.block_frames)
+    built: Compressor | None = None
+    if compressor is not None:
+        stride = compressor.temporal_stride(config.block_frames)
+        built = compressor.build(config.block_frames, wan.shape.dim, wan.device)
+    layout = Layout(config, size, stride)
+    if vae is None:
+        return VideoModels(wan, None, built), layout, [model]
+    streaming_vae, vae_patcher = adapter.wan_vae(vae)
+    return VideoModels(wan, streaming_vae, built), layout, [model, vae_patcher]
+
+
+@contextlib.contextmanager
+def out_of_memory_told(planned: PlannedRun) -> Iterator[None]:
+    """Turns ComfyUI's out-of-memory exception into a PackForcingError, after it has unloaded all models."""
+    try:
+        yield
+    except adapter.OutOfMemory as error:
+        adapter.free_memory()
+        size = planned.settings.layout.size
+        raise PackForcingError(
+            f"A video of {size.width}x{size.height} needs about {readable_bytes(planned.needed_bytes)} beside the "
+            f"model's weights, more than {planned.models.wan.device} has free: choose a smaller size, a smaller cache "
+            "config, or archive_device host."
+        ) from error
 
 
 def video_size(
@@ -235,6 +238,7 @@ def given_latents(config: CacheConfig, size: FrameSize, blocks: int, continue_fr
 
 
 def len_given(given: Tensor | None, config: CacheConfig) -> int:
+    """How many blocks are given."""
     return 0 if given is None else given.shape[2] // config.block_frames
 
 
@@ -286,7 +290,7 @@ def run(video: LongVideo, blocks: int, given: Tensor | None, model, progress: Pr
                 writer = stack.enter_context(VideoWriter(path, video.record.fps, size.width, size.height))
             for block in all_blocks(video, blocks, given, model):
                 if writer is not None:
-                    writer.write(block.frames)
+                    writer.write(block.decoded)
                 latents.append(block.latents.cpu())
                 progress.show(block.latents, block.frames)
     except BaseException:
@@ -295,7 +299,8 @@ def run(video: LongVideo, blocks: int, given: Tensor | None, model, progress: Pr
     return adapter.comfy_samples(model, torch.cat(latents, dim=2)), path
 
 
-def all_blocks(video: LongVideo, blocks: int, given: Tensor | None, model) -> Iterator:
+def all_blocks(video: LongVideo, blocks: int, given: Tensor | None, model) -> Iterator[Block]:
+    """The blocks that are given, and then those that are made."""
     if given is not None:
         yield from video.replay(adapter.normalised(model, given))
     yield from video.blocks(blocks - video.next_block)

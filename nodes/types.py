@@ -6,6 +6,6 @@ from comfy_api.latest import io
 
 CATEGORY = "PackForcing"
 
-Compressor = io.Custom("PACKFORCING_COMPRESSOR")  # nodes.loaders.CompressorChoice
+Compressor = io.Custom("PACKFORCING_COMPRESSOR")  # packforcing.model.compressor.CompressorChoice
 CacheConfig = io.Custom("PACKFORCING_CACHE_CONFIG")  # packforcing.config.CacheConfig
-CacheRecord = io.Custom("PACKFORCING_CACHE_RECORD")  # packforcing.record.CacheRecord
+CacheRecord = io.Custom("PACKFORCING_CACHE_RECORD")  # packforcing.generate.record.CacheRecord

@@ -1,4 +1,4 @@
-"""Sizes, partitions and the arithmetic that follows from them (method 2 and 3; paper section 3.2).
+"""Sizes, partitions and the arithmetic that follows from them (docs/method.md, sections 2 and 3).
 
 Everything here is plain integers: no tensor is made, so a plan for a ten-minute video costs nothing.
 """
@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from math import ceil
 
 from .errors import PackForcingError
+from .known_models import MODELS as MODELS
+from .known_models import VAE_DIMS as VAE_DIMS
+from .known_models import ModelShape as ModelShape
 
 LATENT_CHANNELS = 16
 VAE_TIME_STRIDE = 4  # video frames a latent frame (the first latent frame of a video holds a single one)
@@ -22,31 +25,6 @@ LONGEST_SECONDS = 10_000_000  # the method has no limit; whoever asks for more t
 SELECTIONS = ("affinity", "recency")
 ARCHIVE_DEVICES = ("auto", "device", "host")
 KV_DTYPES = ("model", "fp8_e4m3")
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """What the cache needs to know of a transformer: its depth, its width and its heads."""
-
-    layers: int
-    dim: int
-    heads: int
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.heads
-
-    def kv_bytes(self, tokens: int, bytes_per_value: int = 2) -> int:
-        """Bytes of K and V of `tokens` tokens over all layers."""
-        return tokens * self.layers * 2 * self.dim * bytes_per_value
-
-
-MODELS = {
-    "wan2.1-1.3b": ModelShape(layers=30, dim=1536, heads=12),
-    "wan2.1-14b": ModelShape(layers=40, dim=5120, heads=40),
-    "tiny": ModelShape(layers=4, dim=256, heads=2),
-}
-VAE_DIMS = {"wan2.1-1.3b": 96, "wan2.1-14b": 96, "tiny": 8}  # widths of the VAEs that go with them
 
 
 @dataclass(frozen=True)
@@ -110,7 +88,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """The three partitions and how mid blocks are selected (method 3, 5 and 6).
+    """The three partitions and how mid blocks are selected (docs/method.md, sections 3, 5 and 6).
 
     Attributes:
         block_frames: latent frames a block, a property of the checkpoint (4 in the paper, 3 or 1 elsewhere).

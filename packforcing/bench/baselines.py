@@ -17,8 +17,8 @@ from torch import Tensor
 from ..cache.cache import Cache
 from ..cache.rope import EAGER_ROTARY, RotaryOps
 from ..config import LATENT_CHANNELS, Layout, ModelShape
-from ..generate.long_video import Sampling, noise_generator
-from ..generate.schedule import few_step_update, predicted_x0, sigmas
+from ..generate.sampling import Sampling, noise_generator
+from ..generate.schedule import denoising_step, level_pairs
 from ..model.causal_wan import CausalWan, TextKV
 from .clock import elapsed_ms, free_bytes
 from .stages import spread
@@ -143,14 +143,11 @@ def make_block(wan: CausalWan, text: TextKV, cache: Cache, sampling: Sampling, g
     """Denoises the cache's next block and commits it: latents [B, 16, T, h, w]."""
     index = cache.block + 1
     cache.begin(index)
-    levels = sigmas(sampling.steps, sampling.shift)
-    x = given.noises[0]
-    for step, sigma in enumerate(levels):
+    noises = iter(given.noises)
+    x = next(noises)
+    for sigma, next_sigma in level_pairs(sampling.steps, sampling.shift):
         velocity = wan.denoise(x, sigma, text, cache)
-        if step + 1 == len(levels):
-            x = predicted_x0(x, velocity, sigma)
-        else:
-            x = few_step_update(x, velocity, sigma, levels[step + 1], given.noises[step + 1])
+        x = denoising_step(x, velocity, sigma, next_sigma, "few-step", partial(next, noises))
     wan.clean_pass(x, text, cache, given.compressed if cache.config.becomes_mid(index) else None)
     cache.end()
     return x

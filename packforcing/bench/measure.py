@@ -126,7 +126,14 @@ def other_caches(prepared: Prepared, run: Run, notes: list[str]) -> list[dict[st
     compression = stages["compression"].median_ms if settings.model.vae and "compression" in stages else 0.0
     contests = {
         index: contest(
-            prepared.wan, prepared.text, settings.layout, settings.sampling, index, settings.repeats, compression, say
+            prepared.models.wan,
+            prepared.text,
+            settings.layout,
+            settings.sampling,
+            index,
+            settings.repeats,
+            compression,
+            say,
         )
         for index in settings.baseline_blocks
     }

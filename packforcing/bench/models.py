@@ -5,20 +5,25 @@ Time does not depend on the values of weights as long as they are finite, and th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import COMPRESSED_SPACE_STRIDE, PATCH, TEXT_TOKENS, VAE_DIMS, VAE_TIME_STRIDE, Layout
+from ..config import COMPRESSED_SPACE_STRIDE, PATCH, TEXT_TOKENS, VAE_TIME_STRIDE, Layout
+from ..generate.long_video import VideoModels
+from ..known_models import SIZES, TINY, VAE_DIMS
 from ..model.causal_wan import CausalWan, TextKV
 from ..model.compressor import Compressor
 from ..model.load import make_causal_wan
 from ..model.vae import WanVAE, init_vae
-from ..model.wan_modules import SIZES, WanModules, build_wan_modules, random_state_dict
+from ..model.wan_modules import WanModules, build_wan_modules, random_state_dict
 
 SEED = 0
 VAE_DTYPE = torch.bfloat16
-MODELS = ("wan2.1-1.3b", "tiny")
+MODELS = ("wan2.1-1.3b", TINY)  # of KNOWN_MODELS, those that a benchmark can name
 
 
 def random_wan(
@@ -42,7 +47,8 @@ def weight_bytes(model: str, dtype: torch.dtype, linear_dtype: str = "model") ->
     in_fp8 = 0
     if linear_dtype != "model":
         in_fp8 = sum(part.weight.numel() for part in modules.blocks.modules() if isinstance(part, nn.Linear))
-    return (count[modules] - in_fp8) * dtype.itemsize + in_fp8 + count[vae] * VAE_DTYPE.itemsize
+    total: int = (count[modules] - in_fp8) * dtype.itemsize + in_fp8 + count[vae] * VAE_DTYPE.itemsize
+    return total
 
 
 def random_text(wan: CausalWan) -> TextKV:
@@ -54,7 +60,7 @@ def random_text(wan: CausalWan) -> TextKV:
 
 
 class NoVAE:
-    """Stands where `LongVideo` wants a VAE, and decodes to nothing."""
+    """Stands where `LongVideo` wants a VAE, and decodes to frames [B, 3, F, 1, 1] of zeros."""
 
     dtype = torch.float32
 
@@ -68,15 +74,29 @@ class NoVAE:
 class PooledLatents(Compressor):
     """Stands in for the compressor where there is no VAE: pools the latents themselves.
 
-    The tokens have the right shape and the cache its usual work, but latents pooled this way have left the VAE's
-    distribution (method 4), so nothing but time may be measured with them.
+    The tokens have the right shape, and the cache has its usual work. But such latents are none that the VAE would make
+    (docs/method.md, section 4), so nothing but time may be measured with them.
     """
 
     def __init__(self, temporal_stride: int) -> None:
         super().__init__(temporal_stride, name="stand-in (pooled latents, no VAE)")
 
-    def forward(self, latents: Tensor, frames: Tensor, layout: Layout, vae: object, patch_tokens: object) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        frames: Tensor,
+        layout: Layout,
+        vae: object,
+        patch_tokens: Callable[[Tensor], Tensor],
+    ) -> Tensor:
         space = COMPRESSED_SPACE_STRIDE
         small = F.avg_pool3d(latents, (self.temporal_stride, space, space))
         rows, columns = layout.size.compressed_rows, layout.size.compressed_columns
         return patch_tokens(small[..., : PATCH * rows, : PATCH * columns])
+
+
+def video_models(model: str, wan: CausalWan, temporal_stride: int, with_vae: bool) -> VideoModels:
+    """The networks of a video by `wan`, of the sizes `model`: with a random VAE, or with what stands in for it."""
+    if with_vae:
+        return VideoModels(wan, random_vae(model, wan.device), Compressor(temporal_stride))
+    return VideoModels(wan, cast(WanVAE, NoVAE(wan.device)), PooledLatents(temporal_stride))

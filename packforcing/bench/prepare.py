@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 
 from ..devices import memory_of
-from ..generate.autotune import tune_vae_layout
-from ..generate.long_video import LongVideo
-from ..generate.memory_budget import DecodePlan, DecoderMemory, MemoryDemand, decode_plan
+from ..generate.long_video import LongVideo, VideoModels, VideoSettings
+from ..generate.memory_budget import DecoderMemory, MemoryDemand
+from ..generate.prepare import DeviceMemory, fitted, tune_models
 from ..model.attention import Attention
-from ..model.causal_wan import CausalWan, TextKV
+from ..model.causal_wan import TextKV
 from ..model.compressor import Compressor
 from ..model.vae import WanVAE
 from .models import VAE_DTYPE, NoVAE, PooledLatents, random_text, random_vae, random_wan, weight_bytes
@@ -24,11 +24,9 @@ class Prepared:
     """All that videos are made with."""
 
     settings: Settings
-    wan: CausalWan
+    models: VideoModels
     text: TextKV  # a prompt of full length
-    vae: WanVAE | NoVAE
-    compressor: Compressor
-    decoding: DecodePlan
+    decoding: VideoSettings  # the way of decoding that fits; `overlap`: whether that fits too
     channels_last: bool | None  # the VAE's memory format; None without a VAE
 
 
@@ -39,12 +37,13 @@ def memory_demand(settings: Settings) -> MemoryDemand:
     return MemoryDemand(model.sizes.shape, model.dtype.itemsize, settings.layout, settings.blocks, decoder)
 
 
-def plan_decoding(settings: Settings) -> DecodePlan:
+def plan_decoding(settings: Settings) -> VideoSettings:
     """How the run decodes in the memory that it may take. Raises PackForcingError when it does not fit at all."""
     model, available = settings.model, limited_memory(settings)
     if available is not None:
         available = max(0, available - weight_bytes(model.name, model.dtype, model.linear_dtype))
-    return decode_plan(memory_demand(settings), available, str(settings.device), overlap=settings.overlap)
+    wanted = VideoSettings(settings.layout, settings.sampling, fps=FPS, decode=model.vae, overlap=settings.overlap)
+    return fitted(wanted, memory_demand(settings), DeviceMemory(str(settings.device), available))
 
 
 def limited_memory(settings: Settings) -> int | None:
@@ -58,35 +57,21 @@ def limited_memory(settings: Settings) -> int | None:
     return limit if available is None else min(limit, available)
 
 
-def prepare(settings: Settings, decoding: DecodePlan, attention: Attention) -> Prepared:
+def prepare(settings: Settings, decoding: VideoSettings, attention: Attention) -> Prepared:
     """Makes the models and brings them into the forms that are fastest here."""
-    model, temporal_stride = settings.model, settings.layout.temporal_stride
+    model, layout = settings.model, settings.layout
     wan = random_wan(model.name, model.device, model.dtype, model.linear_dtype, model.compiled)
     wan.attention = attention
     text = random_text(wan)
     if not model.vae:
-        return Prepared(
-            settings, wan, text, NoVAE(model.device), PooledLatents(temporal_stride), decoding, channels_last=None
-        )
-    vae, compressor = random_vae(model.name, model.device), Compressor(temporal_stride)
-    channels_last = tune_vae_layout(vae, settings.layout.size)
-    if model.compiled:
-        vae.compile_norms()
-    return Prepared(settings, wan, text, vae, compressor, decoding, channels_last)
+        stand_in = cast(WanVAE, NoVAE(model.device))
+        models = VideoModels(wan, stand_in, PooledLatents(layout.temporal_stride))
+        return Prepared(settings, models, text, decoding, channels_last=None)
+    models = VideoModels(wan, random_vae(model.name, model.device), Compressor(layout.temporal_stride))
+    channels_last = tune_models(models, layout, attention=False, compiled=model.compiled)
+    return Prepared(settings, models, text, decoding, channels_last)
 
 
 def new_video(prepared: Prepared, overlap: bool = False) -> LongVideo:
     """A video with nothing made yet; with `overlap`, blocks are decoded beside the denoising of the next."""
-    settings = prepared.settings
-    return LongVideo(
-        prepared.wan,
-        prepared.text,
-        settings.layout,
-        settings.sampling,
-        prepared.compressor,
-        cast(WanVAE, prepared.vae),  # or what stands in for one
-        decode=settings.model.vae,
-        fps=FPS,
-        decode_frames=prepared.decoding.frames,
-        overlap=overlap,
-    )
+    return LongVideo(prepared.models, prepared.text, replace(prepared.decoding, overlap=overlap))

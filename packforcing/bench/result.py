@@ -94,12 +94,13 @@ def device_name(device: torch.device) -> str:
 def preparation(measured: Measurement) -> dict[str, Any]:
     """What the run was expected to hold, and what was chosen for it."""
     settings, prepared = measured.settings, measured.prepared
-    model, layout, decode_frames = settings.model, settings.layout, prepared.decoding.frames
+    model, layout = settings.model, settings.layout
+    decode_frames = prepared.decoding.decode_frames or layout.config.block_frames
     kv_itemsize = layout.config.bytes_per_value(model.dtype.itemsize)
     return {
         "cached_kv_bytes": model.sizes.shape.kv_bytes(layout.cached_tokens, kv_itemsize),
         "cache_bytes": measured.memory["kv_buffers"],
-        "attention": getattr(prepared.wan.attention, "backend", "default"),
+        "attention": getattr(prepared.models.wan.attention, "backend", "default"),
         "vae_channels_last": prepared.channels_last,
         "decode_frames": decode_frames if model.vae else None,
         "demanded_bytes": memory_demand(settings).bytes(decode_frames),

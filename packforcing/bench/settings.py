@@ -20,12 +20,12 @@ from ..config import (
 )
 from ..errors import PackForcingError
 from ..generate.long_video import Sampling
+from ..known_models import KNOWN_MODELS
 from ..model.load import check_speed
 from ..model.wan_modules import SIZES, WanSizes
 from .work import Workload
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-DEFAULT_SIZES = {"wan2.1-1.3b": "832x480", "tiny": "128x128"}
 FPS = 16.0
 
 
@@ -91,7 +91,8 @@ class Settings:
 def checked(options: argparse.Namespace, config: CacheConfig, device: torch.device) -> Settings:
     """The settings that the options ask for. Raises PackForcingError when they are impossible."""
     _check(options, device)
-    size = parsed_size(options.size or DEFAULT_SIZES[options.model])
+    usual = KNOWN_MODELS[options.model]
+    size = parsed_size(options.size) if options.size else FrameSize(usual.width, usual.height)
     return Settings(
         model=ModelChoice(
             name=options.model,

@@ -1,7 +1,7 @@
 """The demo models: tiny, Wan-shaped, trained on the synthetic world, so that every path runs on any machine.
 
-Their weights lie in `packforcing/weights/`, with the command that made each in its header (docs/training.md). They draw
-what their world holds (coloured shapes that move, landscapes that a camera pans over), and nothing else.
+Their weights lie in `packforcing/weights/`. The header of each file says which command made it (docs/training.md). The
+models draw what is in their world (moving coloured shapes, and landscapes that a camera pans over), and nothing else.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..files.compressor_file import load_compressor
 from ..files.weights import read_state_dict
-from ..generate.long_video import Sampling
+from ..generate.sampling import Sampling
 from ..model.compressor import CompressorChoice
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
-# Convolutions 8 wide are ten times slower in float32 on a CPU, and bfloat16 moves a frame by 0.2 of 255 levels.
+# In float32 convolutions 8 wide are ten times slower on a CPU. The price of bfloat16 is 0.2 of 255 levels in a frame.
 VAE_DTYPE = torch.bfloat16
 SAMPLING = Sampling(steps=8, shift=3.0, update="euler")  # the transformer is not step-distilled
 COMPRESSOR_NAME = "demo (trained dual branch)"
@@ -36,5 +36,5 @@ def demo_vae() -> dict[str, Tensor]:
 
 
 def demo_compressor() -> CompressorChoice:
-    """The demo's dual-branch compressor, which fits the demo transformer only."""
+    """The demo's trained dual-branch compressor. It fits the demo transformer only."""
     return CompressorChoice(COMPRESSOR_NAME, *load_compressor(WEIGHTS / "demo_compressor.safetensors"))

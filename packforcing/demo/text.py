@@ -1,8 +1,8 @@
 """A deterministic text encoder without weights, for the demo models: words to fixed pseudo-random vectors.
 
-A word's vector is hashed from its spelling, so nothing is stored, nothing is downloaded, and the same prompt gives the
-same bits on every machine and version. Cross-attention in Wan knows no order of words, so each vector also holds the
-word before it ("red circle" is not "circle red") and the place in the sentence.
+A word's vector is hashed from its spelling. So there is nothing to store or to download, and a prompt gives the same
+bits on every machine and version. Wan's cross-attention does not see the order of words. Therefore each vector also
+holds the word before it ("red circle" is not "circle red") and its place in the sentence.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LENGTH = np.float32(math.sqrt(1.5))  # float32, so that NumPy 1 and 2 divide in
 
 
 def words(prompt: str) -> list[str]:
-    """The lower-case words and punctuation marks of a prompt, at most 64, and the mark of its end."""
+    """The lower-case words and punctuation marks of a prompt, 63 at most, and a mark for its end."""
     return [*_WORD.findall(prompt.lower())[: MAX_WORDS - 1], _END]
 
 

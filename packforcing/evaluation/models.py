@@ -6,32 +6,29 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
-
+from .. import command_options
 from ..demo.models import VAE_DTYPE, demo_compressor, demo_transformer, demo_vae
 from ..devices import usable_device
 from ..files.compressor_file import load_compressor
 from ..files.weights import read_state_dict
 from ..model.causal_wan import CausalWan
-from ..model.compressor import Compressor, CompressorChoice
+from ..model.compressor import TRAINING_FREE, Compressor, CompressorChoice
 from ..model.load import digest, load_wan_modules
 from ..model.vae import WanVAE, load_vae
 from ..model.wan_modules import SIZES, build_wan_modules
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-TRAINING_FREE = CompressorChoice("training-free (LR branch)")
+DTYPES = {name: command_options.DTYPES[name] for name in ("float32", "bfloat16")}
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Files of the transformer, of the VAE and of the compressor ("": the demo's own); where and in which type the
-    transformer runs."""
+    """Files of the networks ("": the demo's own), and how the transformer runs."""
 
-    model: str = ""
+    model: str = ""  # the transformer's file
     vae: str = ""
     compressor: str = ""
     device: str = "cpu"
-    dtype: str = "float32"
+    dtype: str = "float32"  # one of DTYPES
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class Models:
     def compressor(self, wanted: str, block_frames: int) -> Compressor | None:
         """Raises PackForcingError when the compressor was made for another model."""
         choice = self.choice(wanted)
-        return choice and choice.build(block_frames, self.wan.shape.dim, self.wan.device)
+        return None if choice is None else choice.build(block_frames, self.wan.shape.dim, self.wan.device)
 
     @cached_property
     def digests(self) -> dict[str, str]:

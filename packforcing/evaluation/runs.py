@@ -22,7 +22,8 @@ import numpy as np
 from ..config import CacheConfig, FrameSize, Layout, Length, default_temporal_stride
 from ..demo.text import encode_prompt
 from ..errors import PackForcingError
-from ..generate.long_video import LongVideo, Sampling
+from ..generate.long_video import LongVideo, VideoModels, VideoSettings
+from ..generate.sampling import Sampling
 from ..pixels import to_uint8
 from ..world.scenes import FPS, evaluation_prompts
 from .metrics import FIRST_SECONDS, evaluate_video
@@ -196,16 +197,13 @@ def make_video(run: Run, settings: Settings, models: Models) -> np.ndarray:
     count = blocks(max(run.seconds))
     compressor = models.compressor(run.policy.compressor, BLOCK_FRAMES)
     stride = compressor.temporal_stride if compressor else default_temporal_stride(BLOCK_FRAMES)
+    layout = Layout(run.policy.config(count), settings.size, stride)
     video = LongVideo(
-        models.wan,
+        VideoModels(models.wan, models.vae, compressor),
         models.wan.embed_text(encode_prompt(run.prompt)),
-        Layout(run.policy.config(count), settings.size, stride),
-        replace(settings.sampling, seed=run.seed),
-        compressor,
-        models.vae,
-        fps=FPS,
+        VideoSettings(layout, replace(settings.sampling, seed=run.seed), FPS),
     )
-    return np.concatenate([to_uint8(block.frames[0]).cpu().numpy() for block in video.blocks(count)])
+    return np.concatenate([to_uint8(block.decoded[0]).cpu().numpy() for block in video.blocks(count)])
 
 
 def measure(video: np.ndarray, prompt: str, seconds: float) -> Measures:

@@ -1,4 +1,7 @@
-"""What is fastest on a GPU depends on the GPU, so it is tried there once, before a run. On a CPU it is known."""
+"""Which attention kernel, and which memory format of the VAE, is fastest. A GPU tries them once, before a run.
+
+On a CPU the answer is known (docs/performance.md), and nothing is tried.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from ..model.attention import BACKENDS, Attention, fast_attention, sdpa, sdpa_by
 from ..model.vae import StreamingDecoder, WanVAE
 
 TRIES = 3
-WORTH = 1.05  # times as fast as PyTorch's own choice: less is the noise of three tries
+WORTH = 1.05  # another way must be this many times as fast as the usual one; less is the noise of three tries
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """The shortest of a few tries, from an idle device to an idle device, after one to warm up."""
+    """Seconds that a call takes: the shortest of a few tries after one to warm up. The device is idle before each."""
     taken = []
     for _ in range(1 + TRIES):
         _wait(device)
@@ -37,9 +40,10 @@ def _wait(device: torch.device) -> None:
 
 @torch.no_grad()
 def fastest(ways: Mapping[str, Callable[[], object]], device: torch.device) -> str:
-    """Name of the fastest of several ways: of the first, which must work, unless another is clearly faster.
+    """Name of the fastest of several ways. The first one is the usual way: it must work, and it wins unless another is
+    clearly faster.
 
-    A way that the device cannot go (no such kernel, no memory for it) is passed over.
+    A way that fails on this device (no such kernel, not enough memory) is passed over.
     """
     usual, *others = ways
     best, shortest = usual, seconds(ways[usual], device) / WORTH
@@ -56,8 +60,10 @@ def fastest(ways: Mapping[str, Callable[[], object]], device: torch.device) -> s
 
 
 class TunedAttention:
-    """Attention that takes the fastest kernel where nearly all of a long video's time goes: a block's queries over a
-    full context. The lengths of the first blocks and of the prompt, each another shape, are left to PyTorch.
+    """Attention with the fastest kernel for one shape: a block's queries over a full context.
+
+    Nearly all of a long video's time goes there. The first blocks and the prompt have other shapes, and PyTorch chooses
+    their kernels.
 
     Attributes:
         backend: name of that kernel, one of BACKENDS or "default".
@@ -74,7 +80,7 @@ class TunedAttention:
 
 
 def tuned_attention(model: ModelShape, layout: Layout, device: torch.device, dtype: torch.dtype) -> Attention:
-    """The attention function for a run, on a GPU `tried_attention`."""
+    """The attention function for a run: on a GPU the one that `tried_attention` finds."""
     return tried_attention(model, layout, device, dtype) if device.type == "cuda" else fast_attention
 
 
@@ -90,15 +96,15 @@ def tried_attention(model: ModelShape, layout: Layout, device: torch.device, dty
 
 
 def tune_vae_layout(vae: WanVAE, size: FrameSize) -> bool:
-    """Brings a VAE into the memory format in which its device decodes faster; says whether that is channels last.
+    """Brings a VAE into the memory format in which its device decodes faster. Returns whether that is channels last.
 
-    On a CPU it is the plain one: channels last took 1.01 to 1.23 times as long there (docs/performance.md).
+    On a CPU the plain format is faster: channels last took 1.01 to 1.23 times as long there (docs/performance.md).
     """
     return vae.device.type == "cuda" and try_vae_layouts(vae, size)
 
 
 def try_vae_layouts(vae: WanVAE, size: FrameSize) -> bool:
-    """`tune_layout` by decoding frames of a size in both formats, which takes a second."""
+    """`tune_vae_layout` on a GPU: decodes frames of a size in both formats, which takes a second."""
 
     def decode(channels_last: bool) -> None:
         vae.to_layout(channels_last)

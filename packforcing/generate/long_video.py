@@ -1,9 +1,9 @@
-"""The long-video loop (method 7): one block after another over a bounded cache.
+"""The long-video loop: one block after another over a bounded cache (docs/method.md, section 7).
 
 noise -> denoising steps (the first selects mid blocks) -> x0 -> caller -> compressor -> clean pass -> next block
 
-With `overlap`, a block's pixels are decoded beside its clean pass and the denoising of the next block, so it reaches
-the caller, and the compressor, one block late:
+With `overlap`, a block is decoded while its clean pass and the denoising of the next block run. It then reaches the
+caller, and the compressor, one block late:
 
     main   clean pass i-1 (with i-2 compressed) | denoise i   | clean pass i (with i-1 compressed) | denoise i+1 ...
     side     decode i-1 ......................               decode i .........................
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,48 +30,47 @@ from ..model.causal_wan import CausalWan, TextKV
 from ..model.compressor import Compressor
 from ..model.vae import StreamingDecoder, WanVAE
 from .record import BlockRecord, CacheRecord
-from .schedule import UPDATES, euler_update, few_step_update, predicted_x0, sigmas
+from .sampling import Sampling, noise_generator
+from .schedule import denoising_step, level_pairs, sigmas
 from .side_stream import SideStream
 from .stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How each block is denoised.
+class VideoModels:
+    """The networks that make a video."""
 
-    Attributes:
-        seed: any integer from 0 below 2^64.
-        steps: denoising steps a block.
-        shift: flow shift of the noise levels (5 in Self-Forcing and PackForcing).
-        update: "few-step" for step-distilled models, "euler" for others.
-    """
+    wan: CausalWan  # the transformer
+    vae: WanVAE | None = None  # decodes frames; the compressor needs it too
+    compressor: Compressor | None = None  # needed unless `top_k` is 0
 
-    seed: int = 0
-    steps: int = 4
-    shift: float = 5.0
-    update: str = "few-step"
 
-    def __post_init__(self) -> None:
-        if self.update not in UPDATES:
-            raise PackForcingError(f"update must be one of {', '.join(UPDATES)}, but it is '{self.update}'.")
-        if not 0 <= self.seed < 2**64:
-            raise PackForcingError(f"The seed must lie between 0 and 2^64 - 1, but it is {self.seed}.")
-        sigmas(self.steps, self.shift)  # checks both
+@dataclass(frozen=True)
+class VideoSettings:
+    """How a video is made, apart from its prompt and its length."""
 
-    @property
-    def passes(self) -> int:
-        """Model passes a block: the denoising steps and the clean pass."""
-        return self.steps + 1
+    layout: Layout  # partitions, frame size and token counts
+    sampling: Sampling
+    fps: float = 16.0  # for the record only
+    batch: int = 1  # videos made at once
+    decode: bool = True  # blocks come with frames, even where the compressor does not need them
+    decode_frames: int | None = None  # latent frames that the VAE decodes at a time; None: a whole block
+    overlap: bool = False  # decode a block beside the next one's denoising: faster, more memory, the same video
 
 
 @dataclass(frozen=True)
 class Block:
-    """A finished block: normalised latents [B, 16, T, h, w] float32, and its video frames [B, 3, F, H, W] in [-1, 1]
-    (None without a VAE)."""
+    """A finished block."""
 
-    index: int
-    latents: Tensor
-    frames: Tensor | None
+    index: int  # from 0
+    latents: Tensor  # [B, 16, T, h, w], normalised, float32
+    frames: Tensor | None  # [B, 3, F, H, W] in [-1, 1]; None without a VAE
+
+    @property
+    def decoded(self) -> Tensor:
+        """`frames`, for those who know that there are some."""
+        assert self.frames is not None, "the video was made without a VAE, or not decoded"
+        return self.frames
 
 
 @dataclass(frozen=True)
@@ -80,41 +78,63 @@ class _Made:
     """A block whose latents are final; its frames may have to be waited for."""
 
     index: int
-    latents: Tensor
-    frames: Callable[[], Tensor | None]
-
-
-def noise_generator(seed: int, block: int) -> torch.Generator:
-    """The source of all noise of one block: independent between blocks, and of the video's length."""
-    state = np.random.SeedSequence([seed, block]).generate_state(1, np.uint64)[0]
-    # On the CPU, so that a seed means the same on every device; torch takes seeds below 2^63.
-    return torch.Generator().manual_seed(int(state) >> 1)
+    latents: Tensor  # as in Block
+    frames: Callable[[], Tensor | None]  # waits, and returns them as in Block
 
 
 def no_callback(block: int, step: int) -> None:
     """The default `on_step`."""
 
 
+def check_complete(models: VideoModels, layout: Layout) -> None:
+    """Raises PackForcingError when a network is missing that the layout needs, or does not fit it."""
+    top_k, compressor = layout.config.top_k, models.compressor
+    if not top_k:
+        return
+    if compressor is None:
+        raise PackForcingError(
+            f"Mid blocks are compressed, but there is no compressor and top_k is {top_k}: connect a "
+            "PackForcing Compressor Loader, or set top_k to 0."
+        )
+    if models.vae is None:
+        raise PackForcingError(
+            "The compressor's LR branch goes through pixels and needs a VAE, but there is none: connect the Wan "
+            "2.1 VAE, or set top_k to 0 to run without mid blocks."
+        )
+    if compressor.temporal_stride != layout.temporal_stride:
+        raise PackForcingError(
+            f"The layout has a temporal stride of {layout.temporal_stride}, but the compressor's is "
+            f"{compressor.temporal_stride}."
+        )
+
+
+def new_record(models: VideoModels, settings: VideoSettings) -> CacheRecord:
+    """The record of a run that has made no block yet."""
+    wan, layout = models.wan, settings.layout
+    compressor = models.compressor if layout.config.top_k else None
+    return CacheRecord(
+        model=wan.shape,
+        config=layout.config,
+        size=layout.size,
+        fps=settings.fps,
+        temporal_stride=layout.temporal_stride,
+        compressor="none" if compressor is None else compressor.name,
+        dtype=str(wan.dtype).removeprefix("torch."),
+        device=str(wan.device),
+    )
+
+
 class LongVideo:
     """A video in the making. `blocks(n)` yields the next n blocks; calling it again goes on where the last call ended.
 
-    Each block is yielded as soon as it is final; its clean pass, which only the next block needs, runs when the next
-    one is asked for. So a caller that stops has lost nothing, and the last block costs no clean pass. When a run ends
-    by an exception, all blocks that were made are yielded before it is raised.
+    A block is yielded as soon as it is final. Only the next block needs its clean pass, so that runs when the next
+    block is asked for. A caller that stops has therefore lost nothing, and the last block costs no clean pass. When a
+    run ends by an exception, all blocks that were made are yielded before it is raised.
 
     Args:
-        wan: the transformer.
+        models: the transformer, the VAE and the compressor.
         text: the prompt's `TextKV`.
-        layout: partitions and sizes.
-        sampling: denoising settings.
-        compressor: needed unless `layout.config.top_k` is 0.
-        vae: decodes frames; needed by the compressor.
-        decode: whether blocks come with frames even where the compressor does not need them.
-        fps: for the record.
-        batch: videos made at once.
-        decode_frames: latent frames that the VAE decodes at a time; None takes a block whole.
-        overlap: whether blocks are decoded beside the next one's denoising: faster, in more memory, and the same video
-            to rounding.
+        settings: partitions, sizes, denoising and decoding.
         on_step: called as on_step(block, step) before each model pass (the clean pass has step = steps); an exception
             that it raises ends the run.
 
@@ -123,57 +143,29 @@ class LongVideo:
 
     def __init__(
         self,
-        wan: CausalWan,
+        models: VideoModels,
         text: TextKV,
-        layout: Layout,
-        sampling: Sampling,
-        compressor: Compressor | None = None,
-        vae: WanVAE | None = None,
-        decode: bool = True,
-        fps: float = 16.0,
-        batch: int = 1,
-        decode_frames: int | None = None,
-        overlap: bool = False,
+        settings: VideoSettings,
         on_step: Callable[[int, int], None] = no_callback,
     ) -> None:
+        check_complete(models, settings.layout)
+        wan, vae, layout, batch = models.wan, models.vae, settings.layout, settings.batch
         config = layout.config
-        if config.top_k and compressor is None:
-            raise PackForcingError(
-                f"Mid blocks are compressed, but there is no compressor and top_k is {config.top_k}: connect a "
-                "PackForcing Compressor Loader, or set top_k to 0."
-            )
-        if config.top_k and vae is None:
-            raise PackForcingError(
-                "The compressor's LR branch goes through pixels and needs a VAE, but there is none: connect the Wan "
-                "2.1 VAE, or set top_k to 0 to run without mid blocks."
-            )
-        if config.top_k and compressor.temporal_stride != layout.temporal_stride:
-            raise PackForcingError(
-                f"The layout has a temporal stride of {layout.temporal_stride}, but the compressor's is "
-                f"{compressor.temporal_stride}."
-            )
         self.wan = wan
         self.text = text
         self.layout = layout
-        self.sampling = sampling
-        self.compressor = compressor
+        self.sampling = settings.sampling
+        self.compressor = models.compressor
         self.vae = vae
-        self.decoder = StreamingDecoder(vae, decode_frames) if vae is not None and (decode or config.top_k) else None
+        self.decoder: StreamingDecoder | None = None
+        if vae is not None and (settings.decode or config.top_k):
+            self.decoder = StreamingDecoder(vae, settings.decode_frames)
         self.on_step = on_step
-        self._side = SideStream(wan.device) if overlap and self.decoder is not None else None
+        self._side = SideStream(wan.device) if settings.overlap and self.decoder is not None else None
         self._deferred = self._side is not None and config.can_defer
         kind = DeferredCache if self._deferred else Cache
         self.cache = kind(layout, wan.shape, wan.device, wan.dtype, batch, wan.rotary)
-        self.record = CacheRecord(
-            model=wan.shape,
-            config=config,
-            size=layout.size,
-            fps=fps,
-            temporal_stride=layout.temporal_stride,
-            compressor=compressor.name if config.top_k and compressor is not None else "none",
-            dtype=str(wan.dtype).removeprefix("torch."),
-            device=str(wan.device),
-        )
+        self.record = new_record(models, settings)
         self._stopwatch = Stopwatch(wan.device)
         self._awaiting_clean_pass: _Made | None = None  # the newest block
         self._before: _Made | None = None  # the one before, where compressed blocks are late
@@ -194,8 +186,10 @@ class LongVideo:
     def replay(self, latents: Tensor) -> Iterator[Block]:
         """Takes the next blocks from latents [B, 16, n * T, h, w] instead of denoising them.
 
-        The cache ends up as if the same seed had made them here, so a run goes on exactly where an earlier one ended,
-        for one pass or two a block instead of all. Raises PackForcingError when the latents are not whole blocks.
+        The cache ends up as if the same seed had made them here, so a run goes on exactly where an earlier one ended.
+        That takes one or two model passes a block instead of all of them.
+
+        Raises PackForcingError when the latents are not whole blocks.
         """
         frames = self.layout.config.block_frames
         size = self.layout.size
@@ -209,6 +203,7 @@ class LongVideo:
         yield from self._each(latents.split(frames, dim=2))
 
     def _each(self, given: Iterable[Tensor | None]) -> Iterator[Block]:
+        """A block for each item of `given`: from its latents [B, 16, T, h, w], or by denoising where that is None."""
         for latents in given:
             try:
                 self._next(latents)
@@ -219,7 +214,7 @@ class LongVideo:
         yield from self._finish(keep=0)
 
     def _finish(self, keep: int) -> Iterator[Block]:
-        """Yields all blocks that were made but the newest ones, as soon as their frames are there."""
+        """Yields blocks that were made, as soon as their frames are there, until `keep` of them are left."""
         while len(self._unfinished) > keep:
             made = self._unfinished[0]
             if self._side is None:
@@ -252,7 +247,7 @@ class LongVideo:
         self._unfinished.append(made)
 
     def _decode(self, latents: Tensor, record: BlockRecord) -> Callable[[], Tensor | None]:
-        """Decodes a block, or begins to; returns what gives its frames."""
+        """Decodes a block, or begins to. Returns a function that waits for its frames and returns them."""
         if self.decoder is None:
             return lambda: None
         decode = partial(self.decoder.decode, latents)
@@ -263,12 +258,14 @@ class LongVideo:
         return lambda: frames
 
     def _decoded_beside(self, decoding: Future[tuple[Tensor, float]], record: BlockRecord) -> Tensor:
+        """Waits for the frames that the side stream decodes."""
         frames, record.seconds["decode"] = decoding.result()
         if frames.is_cuda:  # made on another stream, which must not take their memory back while this one reads them
             frames.record_stream(torch.cuda.current_stream(frames.device))
         return frames
 
     def _noise(self, generator: torch.Generator) -> Tensor:
+        """The next noise [B, 16, T, h, w] of a block, float32."""
         size = self.layout.size
         shape = (LATENT_CHANNELS, self.layout.config.block_frames, size.latent_height, size.latent_width)
         return to_device(torch.randn((self.cache.batch, *shape), generator=generator), self.wan.device)
@@ -276,21 +273,15 @@ class LongVideo:
     def _denoise(self, index: int) -> Tensor:
         """Denoises block `index` to normalised latents [B, 16, T, h, w]."""
         generator = noise_generator(self.sampling.seed, index)
-        levels = sigmas(self.sampling.steps, self.sampling.shift)
         x = self._noise(generator)
-        for step, (sigma, next_sigma) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True)):
+        for step, (sigma, next_sigma) in enumerate(level_pairs(self.sampling.steps, self.sampling.shift)):
             self.on_step(index, step)
             velocity = self.wan.denoise(x, sigma, self.text, self.cache)
-            if next_sigma == 0:
-                x = predicted_x0(x, velocity, sigma)
-            elif self.sampling.update == "few-step":
-                x = few_step_update(x, velocity, sigma, next_sigma, self._noise(generator))
-            else:
-                x = euler_update(x, velocity, sigma, next_sigma)
+            x = denoising_step(x, velocity, sigma, next_sigma, self.sampling.update, partial(self._noise, generator))
         return x
 
     def _select_only(self, index: int, latents: Tensor) -> None:
-        """Selects mid blocks as the denoising of block `index` would have: by the queries of its first step."""
+        """Selects mid blocks for block `index` as its denoising would have done: by the queries of the first step."""
         self.on_step(index, 0)
         mids = len(self.cache.partition.mid)
         if self.cache.config.selection == "affinity" and mids > self.cache.config.attended_mids(index) > 0:
@@ -306,7 +297,8 @@ class LongVideo:
 
     @torch.no_grad()
     def _clean_pass(self) -> None:
-        """The clean pass of the newest block, with its compressed form or, where that is deferred, the one before's."""
+        """The clean pass of the newest block. It also writes a compressed block: the newest, or if deferred, the one
+        before it."""
         block = self._awaiting_clean_pass
         if block is None:
             return
@@ -328,10 +320,15 @@ class LongVideo:
         if not self.layout.config.becomes_mid(block.index):
             return None
         frames = block.frames()
+        assert self.compressor is not None, "see check_complete"
+        assert self.vae is not None, "see check_complete"
+        assert frames is not None, "with a VAE and mid blocks there is a decoder"
         with self._stopwatch.stretch(self.record.blocks[block.index].seconds, "compression"):
-            return self.compressor(block.latents, frames, self.layout, self.vae, self.wan.patch_tokens)
+            tokens: Tensor = self.compressor(block.latents, frames, self.layout, self.vae, self.wan.patch_tokens)
+        return tokens
 
     def _fill(self, record: BlockRecord) -> None:
+        """Notes in a record what the cache has done for its block."""
         record.selected = [list(chosen or ()) for chosen in self.cache.selected]
         record.mid_slots_written = self.cache.mid_slots_written
         record.recent_rotated = self.cache.recent_rotated

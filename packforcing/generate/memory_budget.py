@@ -1,38 +1,39 @@
-"""Whether a run fits the device's memory: asked before it starts, answered with what would fit (method 5).
+"""Whether a run fits the device's memory, asked before it starts; and if not, what would fit.
 
-A count of tensors, not a measurement: what PyTorch's allocator, cuDNN and other programs take comes on top.
+This is a count of tensors, not a measurement: what PyTorch's allocator, cuDNN and other programs take comes on top.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..byte_units import readable_bytes
 from ..config import PIXELS_PER_TOKEN, TEXT_TOKENS, CacheConfig, FrameSize, Layout, ModelShape
 from ..errors import PackForcingError
 
-# Hidden states, their normed copy, queries, keys, values, attention's output, and the feed-forward layer's hidden
-# states before and after its activation: some widths of the model for each token of a block.
+# What a layer holds of each token, in widths of the model: hidden states, their normed copy, queries, keys, values,
+# attention's output, and the feed-forward layer's hidden states before and after its activation.
 HIDDEN_WIDTHS = 18
 
 
 @dataclass(frozen=True)
 class DecoderMemory:
-    """A VAE's streaming decoder, as far as memory goes: its width, and the bytes of a value.
+    """The memory of a VAE's streaming decoder.
 
-    The numbers were counted on tensors without data (and are, in a test), in units of a frame at the VAE's width.
+    Its numbers count frames at the VAE's width. They come from a run on tensors without data, which a test repeats.
     """
 
-    dim: int
-    itemsize: int
+    dim: int  # the VAE's width
+    itemsize: int  # bytes of a value
 
     def remembered(self, size: FrameSize) -> int:
         """Bytes that it holds between blocks."""
         return int(24.7 * self._frame(size))
 
     def peak(self, size: FrameSize, frames: int) -> int:
-        """Bytes that it holds at most while `frames` latent frames go through, those above among them."""
+        """Most bytes that it holds while `frames` latent frames go through; what it remembers is included."""
         return int((28.7 + 16.1 * frames) * self._frame(size))
 
     def _frame(self, size: FrameSize) -> int:
@@ -41,25 +42,21 @@ class DecoderMemory:
 
 @dataclass(frozen=True)
 class MemoryDemand:
-    """A run, as far as device memory goes.
+    """What decides how much device memory a run takes."""
 
-    Attributes:
-        model: the transformer's sizes.
-        itemsize: bytes of a value of the type that it runs in.
-        layout: partitions and frame size.
-        blocks: length of the video.
-        vae: what decodes; None without a VAE.
-    """
-
-    model: ModelShape
-    itemsize: int
-    layout: Layout
-    blocks: int
-    vae: DecoderMemory | None = None
+    model: ModelShape  # the transformer's sizes
+    itemsize: int  # bytes of a value of the type that it runs in
+    layout: Layout  # partitions and frame size
+    blocks: int  # length of the video
+    vae: DecoderMemory | None = None  # None: nothing is decoded
 
     def bytes(self, frames_per_pass: int, overlap: bool = False) -> int:
-        """Device bytes beside the weights, when the VAE decodes that many latent frames at a time; with `overlap`, when
-        it does so beside the model's passes."""
+        """Device bytes beside the weights.
+
+        Args:
+            frames_per_pass: latent frames that the VAE decodes at a time.
+            overlap: whether it does so beside the model's passes.
+        """
         config, size = self.layout.config, self.layout.size
         kept = config.bytes_per_value(self.itemsize)
         held = self.model.kv_bytes(self.layout.context_tokens, kept) + self.model.kv_bytes(TEXT_TOKENS, self.itemsize)
@@ -86,34 +83,31 @@ class MemoryDemand:
         """Bytes with the smallest pass of the decoder."""
         return self.bytes(self.passes()[-1])
 
-    def with_config(self, **changes: str) -> MemoryDemand:
+    def with_config(self, **changes: Any) -> MemoryDemand:
         """The same run with other fields of its cache configuration."""
         return replace(self, layout=replace(self.layout, config=replace(self.layout.config, **changes)))
 
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """How a run decodes; the video is the same to rounding.
+    """How a run decodes; the video is the same to rounding."""
 
-    Attributes:
-        frames: latent frames that the VAE decodes at a time.
-        overlap: whether it does so beside the next block's denoising.
-    """
-
-    frames: int
-    overlap: bool
+    frames: int  # latent frames that the VAE decodes at a time
+    overlap: bool  # whether it does so beside the next block's denoising
 
 
 def decode_plan(
     demand: MemoryDemand, available: int | None, device: str, movable: int = 0, overlap: bool = True
 ) -> DecodePlan:
-    """The fastest way of decoding that fits: whole blocks beside the denoising of the next; or else one after the
-    other, in passes as large as fit.
+    """The fastest way of decoding that fits.
+
+    That is whole blocks, each beside the denoising of the next. If there is no room for both at once, decoding and
+    denoising take turns, and as many latent frames as fit are decoded at a time.
 
     Args:
         available: bytes of the device that the run can have; None if that is not known.
         device: its name, for the message.
-        movable: bytes of weights among them that had better stay there, but can be moved out of the way.
+        movable: bytes of weights that lie there too. They had better stay, but can be moved out of the way.
         overlap: whether decoding beside the denoising is wanted.
 
     Raises PackForcingError, with what would fit, when the run does not fit.

@@ -1,14 +1,12 @@
-"""What a run will hold before it starts: the arithmetic of method 2, as numbers and as text."""
+"""What a run will hold before it starts: the arithmetic of docs/method.md, section 2, as numbers and text."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
 from ..byte_units import readable_bytes
-from ..config import MODELS, VAE_DIMS, CacheConfig, FrameSize, Layout, Length, ModelShape, default_temporal_stride
+from ..config import CacheConfig, FrameSize, Layout, Length, ModelShape, default_temporal_stride
 from .memory_budget import DecoderMemory, MemoryDemand
-
-__all__ = ["MODELS", "VAE_DIMS", "Plan", "plan", "plan_text"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,9 @@ def plan(
     bytes_per_value: int = 2,
     vae_dim: int = 96,
 ) -> Plan:
-    """Tokens and bytes of a run with the bounded cache, and of the full cache that it replaces (method 2).
+    """Tokens and bytes of a run with the bounded cache, and of the full cache that it replaces.
+
+    The arithmetic is that of docs/method.md, section 2.
 
     Args:
         seconds: wanted duration; it is rounded up to whole blocks.
@@ -62,7 +62,7 @@ def plan(
         bytes_per_value: of the type that model and VAE run in, 2 for bfloat16; `kv_dtype` may be smaller.
         vae_dim: the VAE's width.
 
-    Its `device_bytes` are the least that a run takes beside the weights (`fit.Demand`).
+    Its `device_bytes` are the least that a run takes beside the weights (`MemoryDemand.least`).
     """
     stride = default_temporal_stride(config.block_frames) if temporal_stride is None else temporal_stride
     layout = Layout(config, size, stride)
@@ -72,9 +72,6 @@ def plan(
     archive_blocks = config.archived_blocks(length.blocks)
     kept = config.bytes_per_value(bytes_per_value)
     archive_bytes_per_block = model.kv_bytes(layout.compressed_tokens_per_block, kept)
-    frames = config.sink_frames + config.top_k * config.block_frames + config.recent_frames + config.block_frames
-    if not config.rope_adjustment:
-        frames = length.latent_frames
     return Plan(
         width=size.width,
         height=size.height,
@@ -101,8 +98,16 @@ def plan(
         device_bytes=MemoryDemand(
             model, bytes_per_value, layout, length.blocks, DecoderMemory(vae_dim, bytes_per_value)
         ).least,
-        max_position=min(frames, config.position_range) if config.position_range else frames,
+        max_position=max_position(config, length),
     )
+
+
+def max_position(config: CacheConfig, length: Length) -> int:
+    """The temporal position, in latent frames, below which all blocks of a video stand (docs/method.md, section 6)."""
+    if not config.rope_adjustment:
+        return length.latent_frames
+    frames = config.sink_frames + config.top_k * config.block_frames + config.recent_frames + config.block_frames
+    return min(frames, config.position_range) if config.position_range else frames
 
 
 def plan_text(plan: Plan, model: str) -> str:

@@ -1,4 +1,7 @@
-"""What the cache did, block by block: kept, selected, moved, and how many bytes. The inspector reads nothing else."""
+"""What the cache did, block by block: what it kept, selected and moved, and in how many bytes.
+
+The inspector reads nothing else.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,17 @@ STAGES = ("denoise", "decode", "wait", "compression", "clean_pass")
 
 @dataclass
 class BlockRecord:
-    """One block's dealings with the cache.
+    """What the cache did for one block.
 
     Attributes:
         block: index of the block, from 0.
-        selected: for each layer the mid blocks attended, oldest first; all layers' lists have the same length.
-        mid_slots_written: (layer, slot) pairs that had to be filled for this block; the others already held what
-            they should.
+        selected: for each layer the mid blocks that were attended, oldest first; all of these lists are equally long.
+        mid_slots_written: how many (layer, slot) pairs had to be filled; the others already held the right block.
         recent_rotated: recent blocks whose keys were rotated to a new temporal position (counted once, not per layer).
         bytes: bytes in use by each of PARTITIONS after the block.
-        seconds: time of each of STAGES (a stage that did not run is absent). Where blocks were decoded beside the
-            denoising of the next one, there is "wait": how long the loop waited for the frames; "decode" then costs
-            nothing else.
+        seconds: time of each of STAGES; a stage that did not run is absent. "wait" is there when blocks are decoded
+            beside the denoising of the next one: it is how long the loop waited for the frames, and all that decoding
+            then cost the loop.
     """
 
     block: int
@@ -44,11 +46,11 @@ class CacheRecord:
     config: CacheConfig
     size: FrameSize
     fps: float
-    temporal_stride: int
-    compressor: str
-    dtype: str
+    temporal_stride: int  # latent frames that a compressed token spans
+    compressor: str  # its name, or "none"
+    dtype: str  # of the transformer, such as "bfloat16"
     device: str
-    rounding_error: float = 0.0  # what the configuration's kv_dtype takes from keys and values, relative to them
+    rounding_error: float = 0.0  # of keys and values in the configuration's kv_dtype: root mean square, relative
     blocks: list[BlockRecord] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,9 +1,12 @@
-"""Noise levels of the denoising steps, and the two updates that walk down them (method 2).
+"""Noise levels of the denoising steps, and the two updates that walk down them (docs/method.md, section 2).
 
 Flow matching: x_sigma = (1 - sigma) x0 + sigma noise, and the model predicts the velocity v = noise - x0.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,9 +17,9 @@ UPDATES = ("few-step", "euler")
 
 
 def sigmas(steps: int, shift: float) -> list[float]:
-    """Noise levels of `steps` denoising steps, from 1 downwards, warped by the flow shift; the final 0 is not included.
+    """Noise levels of `steps` denoising steps, from 1 downwards, warped by the flow shift. The final 0 is not included.
 
-    4 steps are t = 1000, 750, 500, 250, at shift 5: 1, 0.9375, 0.8333, 0.625.
+    4 steps are t = 1000, 750, 500, 250; with shift 5 these are 1, 0.9375, 0.8333, 0.625.
     Raises PackForcingError for fewer than one step or a shift that is not positive.
     """
     if steps < 1:
@@ -27,7 +30,13 @@ def sigmas(steps: int, shift: float) -> list[float]:
     return [shift * s / (1 + (shift - 1) * s) for s in even]
 
 
+def level_pairs(steps: int, shift: float) -> list[tuple[float, float]]:
+    """The noise level of each denoising step, and the level that it leads to: 0 for the last one."""
+    return list(pairwise([*sigmas(steps, shift), 0.0]))
+
+
 def predicted_x0(x: Tensor, velocity: Tensor, sigma: float) -> Tensor:
+    """The clean latents that a velocity points to, from x at noise level sigma."""
     return x - sigma * velocity
 
 
@@ -39,3 +48,19 @@ def few_step_update(x: Tensor, velocity: Tensor, sigma: float, next_sigma: float
 def euler_update(x: Tensor, velocity: Tensor, sigma: float, next_sigma: float) -> Tensor:
     """One Euler step along the probability-flow ODE: the update of models that were not distilled."""
     return x + (next_sigma - sigma) * velocity
+
+
+def denoising_step(
+    x: Tensor, velocity: Tensor, sigma: float, next_sigma: float, update: str, noise: Callable[[], Tensor]
+) -> Tensor:
+    """x at level `next_sigma`, of the same shape as x, by one of UPDATES.
+
+    Args:
+        noise: draws fresh noise of x's shape. It is called only where the update needs noise: not by "euler", and not
+            in the last step, which leads to level 0. So the noise of later steps is the same either way.
+    """
+    if next_sigma == 0:
+        return predicted_x0(x, velocity, sigma)
+    if update == "few-step":
+        return few_step_update(x, velocity, sigma, next_sigma, noise())
+    return euler_update(x, velocity, sigma, next_sigma)

@@ -1,4 +1,4 @@
-"""Work beside the main work: in a thread of its own, on a CUDA device also on a stream of its own."""
+"""Work beside the main work: in its own thread, and on a CUDA device in its own stream."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CHOICES = ("auto", "on", "off")  # whether decoding should run beside denoising
 def overlap_wanted(choice: str, device: torch.device) -> bool:
     """Whether one of CHOICES means yes on a device.
 
-    "auto" says no to a CPU, whose cores one piece of work keeps busy: two at once took 1.1 times as long there
+    "auto" means no on a CPU: one piece of work keeps all cores busy, and two at once took 1.1 times as long
     (docs/performance.md).
     """
     return choice == "on" or (choice == "auto" and device.type == "cuda")
 
 
 class SideStream:
-    """Runs calls one after another beside the caller, who must not use a call's result before it is there.
+    """Runs calls one after another, while the caller goes on with other work.
 
     What a call reads must be finished on the device when the call is submitted. The thread ends with the object.
     """
@@ -34,7 +34,8 @@ class SideStream:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="packforcing-side")
 
     def submit(self, call: Callable[[], R]) -> Future[tuple[R, float]]:
-        """`call` without gradients: its result, when the device has finished too, and the seconds that it took."""
+        """Runs `call` without gradients. The future holds its result and the seconds that it took, and is done when the
+        device has finished too."""
         return self._thread.submit(self._run, call, torch.is_inference_mode_enabled())
 
     def _run(self, call: Callable[[], R], inference: bool) -> tuple[R, float]:

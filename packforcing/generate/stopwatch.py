@@ -1,4 +1,4 @@
-"""How long stretches of work take on the device, measured so that nobody waits for it."""
+"""How long stretches of work take on the device, measured without waiting for the device."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 
 class Stopwatch:
-    """Adds the seconds of stretches of work to dictionaries, under names.
+    """Measures stretches of work, and adds their seconds to dictionaries, under names.
 
-    On CUDA a stretch is bounded by two events in the device's current stream: gaps in which the device waits for the
-    host count, and its time is known only when the device has come that far.
+    On CUDA a stretch lies between two events in the device's current stream. So times in which the device waits for the
+    host are part of it, and its length is known only when the device has come to its end.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,10 +1,10 @@
-"""The dual-branch compressor: a latent block to N_c hidden tokens, about 32 times fewer (method 4; paper section 3.3).
+"""The dual-branch compressor: a latent block to N_c hidden tokens, about 32 times fewer (docs/method.md, section 4).
 
     HR branch: the block's latents through strided 3D convolutions.
     LR branch: the block's pixels, pooled 2x4x4, through the frozen VAE's encoder and the model's own patch embedding.
 
-Tokens are the element-wise sum. LR alone needs no new weights: that is the training-free form, and since HR's last
-layer starts at zero, it is also where training starts from.
+Tokens are the element-wise sum of both. The LR branch alone needs no new weights: that is the training-free form. The
+HR branch's last layer starts at zero, so training starts from that form too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..files.compressor_file import CompressorMetadata
 from .vae import WanVAE, encode_clip
 
 PAPER_CHANNELS = (32, 128, 512, 2048)
-
+TRAINING_FREE_NAME = "training-free (LR branch)"  # in reports, in the nodes, and in saved workflows
 
 Kernel = tuple[int, int, int]
 
@@ -56,8 +56,9 @@ def floor_padding(kernel: Kernel, stride: Kernel) -> Kernel:
 class HRBranch(nn.ModuleList):
     """Latents [B, 16, T, h, w] -> token grid [B, d, floor(T / stride), floor(h / 8), floor(w / 8)].
 
-    Convolutions 16 -> 32 (temporal stride) -> 128 -> 512 -> 2048 (each halves height and width) -> d (1x1x1), with SiLU
-    between (paper, section 3.3). The last layer starts at zero, so an untrained branch adds nothing.
+    Five convolutions with SiLU between (paper, section 3.3). Their channels are 16 -> 32 -> 128 -> 512 -> 2048 -> d.
+    The first has the temporal stride, the next three halve height and width, and the last is 1x1x1. It starts at zero,
+    so an untrained branch adds nothing.
 
     Args:
         channels: of the latent, of the four hidden layers, and the model's width: six numbers.
@@ -77,15 +78,16 @@ class HRBranch(nn.ModuleList):
         for i, (kernel, stride) in enumerate(zip(kernels, strides, strict=True)):
             padding = floor_padding(kernel, stride)
             self.append(nn.Conv3d(channels[i], channels[i + 1], kernel, stride=stride, padding=padding))
-        nn.init.zeros_(self[-1].weight)
-        nn.init.zeros_(self[-1].bias)
+        for parameter in self[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, latents: Tensor) -> Tensor:
         *hidden, last = self  # not self[:-1], which would construct another branch
         x = latents
         for layer in hidden:
             x = F.silu(layer(x))
-        return last(x)
+        tokens: Tensor = last(x)
+        return tokens
 
 
 def hr_branch(state_dict: Mapping[str, Tensor], temporal_stride: int) -> HRBranch:
@@ -117,9 +119,9 @@ def pooled_frames(frames: Tensor, temporal_stride: int) -> Tensor:
 def lr_latents(frames: Tensor, vae: WanVAE, temporal_stride: int) -> Tensor:
     """A block's video frames [B, 3, F, H, W] in [-1, 1] -> normalised latents of the pooled video, [B, 16, T', h', w'].
 
-    The pooled frames are encoded on their own: the first is repeated in front, so that the causal encoder's
-    single-frame latent falls on the copy, and that latent is dropped. Frames that do not fill a latent frame, and rows
-    and columns that do not fill a latent cell, are cropped.
+    The pooled frames are encoded on their own. The causal encoder's first latent frame holds a single video frame: the
+    first frame is repeated in front for it, and that latent frame is dropped. Frames, rows and columns that do not fill
+    a latent cell are cropped.
     """
     pooled = pooled_frames(frames, temporal_stride)
     whole = pooled.shape[2] // VAE_TIME_STRIDE * VAE_TIME_STRIDE
@@ -137,7 +139,7 @@ class Compressor(nn.Module):
         name: what reports call it.
     """
 
-    def __init__(self, temporal_stride: int, hr: HRBranch | None = None, name: str = "training-free (LR branch)"):
+    def __init__(self, temporal_stride: int, hr: HRBranch | None = None, name: str = TRAINING_FREE_NAME) -> None:
         super().__init__()
         if hr is not None and hr.temporal_stride != temporal_stride:
             raise ValueError("the HR branch has another temporal stride")
@@ -165,7 +167,7 @@ class Compressor(nn.Module):
         rows, columns = layout.size.compressed_rows, layout.size.compressed_columns
         tokens = patch_tokens(small[..., : PATCH * rows, : PATCH * columns])
         if self.hr is not None:
-            hr = self.hr(latents.to(self.hr[0].weight))
+            hr = self.hr(latents.to(next(self.hr.parameters())))
             tokens = tokens + rearrange(hr, "b d t h w -> b (t h w) d").to(tokens)
         return tokens
 
@@ -174,11 +176,12 @@ class Compressor(nn.Module):
 class CompressorChoice:
     """Which compressor a run uses, before model and block size are known: the training-free one, or a file's."""
 
-    name: str
-    state_dict: Mapping[str, Tensor] | None = None
-    metadata: CompressorMetadata | None = None
+    name: str  # what reports call it
+    state_dict: Mapping[str, Tensor] | None = None  # the HR branch's weights; None: training-free
+    metadata: CompressorMetadata | None = None  # the file's
 
     def temporal_stride(self, block_frames: int) -> int:
+        """Latent frames that a token of it spans, 1 or 2."""
         return default_temporal_stride(block_frames) if self.metadata is None else self.metadata.temporal_stride
 
     def build(self, block_frames: int, model_dim: int, device: torch.device | str = "cpu") -> Compressor:
@@ -193,3 +196,6 @@ class CompressorChoice:
                 "choose a compressor of this model, or the training-free one."
             )
         return Compressor(stride, hr_branch(self.state_dict, stride).to(device), self.name)
+
+
+TRAINING_FREE = CompressorChoice(TRAINING_FREE_NAME)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..errors import PackForcingError
 from ..files.wan_checkpoint import load_wan
+from ..known_models import WanSizes
 from .causal_wan import CausalWan
 from .fp8_linear import check_fp8, multiply_in_fp8
-from .wan_modules import WanModules, WanSizes, build_wan_modules
+from .wan_modules import WanModules, build_wan_modules
 
 
 def check_speed(device: torch.device, linear_dtype: str, compiled: bool) -> None:
@@ -33,7 +34,7 @@ def make_causal_wan(
     linear_dtype: str = "model",
     compiled: bool = False,
 ) -> CausalWan:
-    """A transformer to run on a device; `linear_dtype` is one of `fp8.LINEAR_DTYPES`."""
+    """A transformer to run on a device; `linear_dtype` is one of `fp8_linear.LINEAR_DTYPES`."""
     modules = modules.to(device, dtype)
     if linear_dtype != "model":
         multiply_in_fp8(modules)
@@ -54,7 +55,14 @@ def load_wan_modules(path: str | os.PathLike[str], weights: str = "auto") -> Wan
     """A causal Wan checkpoint as a module tree; `weights` is "auto", "ema" or "raw". Raises what `load_wan` raises."""
     loaded = load_wan(path, weights)
     shape = loaded.shape
-    sizes = WanSizes(shape.dim, shape.ffn_dim, shape.layers, shape.heads, shape.in_channels, shape.text_dim)
+    sizes = WanSizes(
+        dim=shape.dim,
+        ffn_dim=shape.ffn_dim,
+        layers=shape.layers,
+        heads=shape.heads,
+        channels=shape.in_channels,
+        text_dim=shape.text_dim,
+    )
     return build_wan_modules(sizes, loaded.state_dict)
 
 

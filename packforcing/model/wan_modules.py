@@ -1,48 +1,25 @@
 """A small Wan 2.1 module tree of the library's own: for the command line, for training and for benchmarks.
 
-Only sub-modules with the checkpoint's names, and no forward pass: `wan.CausalWan` runs over this tree exactly as it
-runs over ComfyUI's.
+It has sub-modules with the checkpoint's names, and no forward pass. `causal_wan.CausalWan` runs over this tree exactly
+as it runs over ComfyUI's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..config import PATCH, ModelShape
+from ..config import PATCH
+from ..known_models import SIZES as SIZES
+from ..known_models import WanSizes as WanSizes
 
 T = TypeVar("T")
 
 EPS = 1e-6
 MODULATIONS = 6  # shift, scale and gate, for self-attention and for the feed-forward layer
-
-
-@dataclass(frozen=True)
-class WanSizes:
-    """Sizes of a Wan text-to-video transformer. Heads are 128 wide in every published one."""
-
-    dim: int
-    ffn_dim: int
-    layers: int
-    heads: int
-    channels: int = 16
-    text_dim: int = 4096
-    freq_dim: int = 256
-
-    @property
-    def shape(self) -> ModelShape:
-        return ModelShape(layers=self.layers, dim=self.dim, heads=self.heads)
-
-
-SIZES = {
-    "wan2.1-1.3b": WanSizes(dim=1536, ffn_dim=8960, layers=30, heads=12),
-    "wan2.1-14b": WanSizes(dim=5120, ffn_dim=13824, layers=40, heads=40),
-    "tiny": WanSizes(dim=256, ffn_dim=512, layers=4, heads=2),
-}
 
 
 class Attention(nn.Module):

@@ -80,6 +80,8 @@ class Wan(Protocol):
 
     def buffers(self) -> Iterator[Tensor]: ...
 
+    def state_dict(self) -> dict[str, Tensor]: ...
+
 
 NEEDED = ("patch_embedding", "text_embedding", "time_embedding", "time_projection", "blocks", "head")
 

@@ -38,7 +38,7 @@ from ..config import LATENT_CHANNELS, CacheConfig, Layout
 from ..demo.text import encode_prompt
 from ..errors import PackForcingError
 from ..files.compressor_file import load_compressor
-from ..generate.schedule import few_step_update, predicted_x0, sigmas
+from ..generate.schedule import denoising_step, predicted_x0, sigmas
 from ..model.attention import training_attention
 from ..model.causal_wan import CausalWan, TextKV
 from ..model.compressor import Compressor, HRBranch, hr_branch
@@ -201,7 +201,7 @@ class ForcingTrainer:
             with torch.no_grad():
                 for sigma, next_sigma in pairwise(levels[: batch.exit_step + 1]):
                     velocity = self._denoise("generator", x, sigma, constant_text, cache)
-                    x = few_step_update(x, velocity, sigma, next_sigma, noise.next())
+                    x = denoising_step(x, velocity, sigma, next_sigma, "few-step", noise.next)
             sigma = levels[batch.exit_step]
             with torch.set_grad_enabled(with_gradient and i in batch.gradient):
                 x0 = predicted_x0(x, self._denoise("generator", x, sigma, text, cache), sigma)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..config import CacheConfig, FrameSize, Layout
 from ..errors import PackForcingError
-from ..generate.long_video import LongVideo, Sampling
+from ..generate.long_video import LongVideo, VideoModels, VideoSettings
+from ..generate.sampling import Sampling
 from ..model.causal_wan import CausalWan
 from ..model.compressor import Compressor, lr_latents, whole_block
 from ..model.vae import WanVAE
@@ -49,11 +50,12 @@ def make(wan: CausalWan, vae: WanVAE, context: Tensor, shape: RolloutShape, seed
     frames = shape.config.block_frames
     sampling = Sampling(seed, shape.sampling.steps, shape.sampling.shift, shape.sampling.update)
     compressor = Compressor(shape.temporal_stride)
-    video = LongVideo(wan, wan.embed_text(context[None]), shape.layout, sampling, compressor, vae)
+    models = VideoModels(wan, vae, compressor)
+    video = LongVideo(models, wan.embed_text(context[None]), VideoSettings(shape.layout, sampling))
     latents, compressed = [], []
     for block in video.blocks(shape.blocks):
         latents.append(block.latents[0])
-        compressed.append(lr_latents(whole_block(block.frames, frames), vae, shape.temporal_stride)[0])
+        compressed.append(lr_latents(whole_block(block.decoded, frames), vae, shape.temporal_stride)[0])
     tensors = {"latents": torch.cat(latents, dim=1), "reduced": torch.stack(compressed), "context": context}
     return {name: tensor.half().cpu().contiguous() for name, tensor in tensors.items()}
 
@@ -87,11 +89,11 @@ def prepare(
 
 @dataclass(frozen=True)
 class Rollout:
-    """`latents` [16, blocks * T, h, w], `compressed` [blocks, 16, T', h', w'], `context` [L, 4096]; float32."""
+    """One rollout, in float32."""
 
-    latents: Tensor
-    compressed: Tensor
-    context: Tensor
+    latents: Tensor  # [16, blocks * T, h, w]
+    compressed: Tensor  # [blocks, 16, T', h', w']: what the compressor's LR branch sees
+    context: Tensor  # [L, 4096], the encoded prompt
 
 
 class Rollouts:

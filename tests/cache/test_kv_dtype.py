@@ -11,8 +11,9 @@ from packforcing.cache.cache import Cache
 from packforcing.config import MODELS, CacheConfig, FrameSize, Layout
 from packforcing.errors import PackForcingError
 from packforcing.fp8 import LARGEST
-from packforcing.generate.long_video import LongVideo, Sampling
+from packforcing.generate.long_video import LongVideo, VideoModels, VideoSettings
 from packforcing.generate.plan import plan
+from packforcing.generate.sampling import Sampling
 from packforcing.inspector import report
 from packforcing.model.causal_wan import CausalWan
 from packforcing.model.compressor import Compressor
@@ -32,7 +33,8 @@ def video(config: CacheConfig) -> tuple[LongVideo, torch.Tensor]:
     """Eight blocks of random weights, latents [1, 16, 16, 8, 8]."""
     wan = CausalWan(build_wan_modules(SIZES["tiny"], random_state_dict(SIZES["tiny"], 0)))
     text = wan.embed_text(torch.randn((1, 4, 4096), generator=torch.Generator().manual_seed(0)))
-    made = LongVideo(wan, text, Layout(config, SIZE, 2), Sampling(0, 2), Compressor(2), init_vae(8).to(torch.bfloat16))
+    models = VideoModels(wan, init_vae(8).to(torch.bfloat16), Compressor(2))
+    made = LongVideo(models, text, VideoSettings(Layout(config, SIZE, 2), Sampling(0, 2)))
     return made, torch.cat([block.latents for block in made.blocks(8)], dim=2)
 
 

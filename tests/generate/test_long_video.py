@@ -29,7 +29,8 @@ from packforcing.cache.cache import Cache
 from packforcing.cache.rope import EAGER_ROTARY
 from packforcing.config import CacheConfig, FrameSize, Layout, ModelShape
 from packforcing.errors import PackForcingError
-from packforcing.generate.long_video import Block, LongVideo, Sampling, noise_generator
+from packforcing.generate.long_video import Block, LongVideo, VideoModels, VideoSettings
+from packforcing.generate.sampling import Sampling, noise_generator
 from packforcing.model.causal_wan import CausalWan
 from packforcing.model.compressor import Compressor, HRBranch
 from packforcing.model.vae import init_vae
@@ -102,9 +103,12 @@ def make(wan):
 
     def long_video(config: CacheConfig = CONFIG, sampling: Sampling = SAMPLING, **given: Any) -> LongVideo:
         text = seeded(1, TEXT_LENGTH, TEXT_DIM, seed=2)
-        given = {"wan": wan, "compressor": Compressor(1), "vae": ToyVAE(), **given}
-        prompt = given["wan"].embed_text(text) if isinstance(given["wan"], CausalWan) else None
-        return LongVideo(text=prompt, layout=Layout(config, SIZE, temporal_stride=1), sampling=sampling, **given)
+        networks = {"wan": wan, "compressor": Compressor(1), "vae": ToyVAE()}
+        models = VideoModels(**{name: given.pop(name, network) for name, network in networks.items()})
+        prompt = models.wan.embed_text(text) if isinstance(models.wan, CausalWan) else None
+        on_step = {"on_step": given.pop("on_step")} if "on_step" in given else {}
+        settings = VideoSettings(Layout(config, SIZE, temporal_stride=1), sampling, **given)
+        return LongVideo(models, prompt, settings, **on_step)
 
     return long_video
 

@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from packforcing.config import MODELS, CacheConfig, FrameSize, Layout, default_temporal_stride
 from packforcing.errors import PackForcingError
-from packforcing.generate.long_video import LongVideo, Sampling
+from packforcing.generate.long_video import LongVideo, VideoModels, VideoSettings
 from packforcing.generate.memory_budget import DecodePlan, DecoderMemory, MemoryDemand, decode_plan
+from packforcing.generate.sampling import Sampling
 from packforcing.model.attention import sdpa
 from packforcing.model.causal_wan import CausalWan
 from packforcing.model.compressor import Compressor
@@ -115,7 +116,8 @@ def test_a_run_holds_what_is_said(
     text = wan.embed_text(torch.zeros(1, 512, 4096))
     weights = [*wan.modules.parameters(), *(vae.parameters() if vae else ())]
     with LiveBytes([*weights, *(tensor for pair in text.layers for tensor in pair)]) as live:
-        video = LongVideo(wan, text, layout, Sampling(steps=1), Compressor(2), vae, decode_frames=1, overlap=overlap)
+        settings = VideoSettings(layout, Sampling(steps=1), decode_frames=1, overlap=overlap)
+        video = LongVideo(VideoModels(wan, vae, Compressor(2)), text, settings)
         for _ in video.blocks(blocks):
             pass
     counted = live.peak + beside.peak - sum(tensor.nbytes for tensor in weights)

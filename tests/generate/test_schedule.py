@@ -1,4 +1,4 @@
-"""Noise levels and updates of docs/method.md, section 2: x_sigma = (1 - sigma) x0 + sigma noise, v = noise - x0."""
+"""Noise levels and updates (docs/method.md, section 2): x_sigma = (1 - sigma) x0 + sigma noise, v = noise - x0."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from packforcing.errors import PackForcingError
-from packforcing.generate.schedule import euler_update, few_step_update, predicted_x0, sigmas
+from packforcing.generate.schedule import (
+    denoising_step,
+    euler_update,
+    few_step_update,
+    level_pairs,
+    predicted_x0,
+    sigmas,
+)
 
 LEVELS = [(1.0, 0.9375), (0.9375, 0.8333), (0.8333, 0.625), (0.625, 0.0)]
 
@@ -134,3 +141,29 @@ def test_with_a_perfect_model_x0_comes_back_from_the_papers_levels(update: str) 
     x0, _ = a_pair(5)
     noises = [a_pair(6 + i)[1] for i in range(4)]
     assert_equal_to_rounding(walk(update, sigmas(4, 5.0), x0, noises), x0)
+
+
+# --- one step ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("update", "next_sigma", "draws"), [("few-step", 0.5, 1), ("few-step", 0.0, 0), ("euler", 0.5, 0)]
+)
+def test_a_step_draws_noise_only_where_its_update_needs_some(update: str, next_sigma: float, draws: int) -> None:
+    x, velocity, noise = torch.full((2,), 3.0), torch.full((2,), 2.0), torch.full((2,), -1.0)
+    drawn = []
+
+    def draw() -> Tensor:
+        drawn.append(noise)
+        return noise
+
+    found = denoising_step(x, velocity, 1.0, next_sigma, update, draw)
+    # x0 is 3 - 1 * 2 = 1; halfway to the noise is 0; halfway back along the velocity is 3 - 0.5 * 2 = 2.
+    expected = {("few-step", 0.5): 0.0, ("few-step", 0.0): 1.0, ("euler", 0.5): 2.0}[update, next_sigma]
+    assert torch.equal(found, torch.full((2,), expected))
+    assert len(drawn) == draws
+
+
+def test_the_last_level_leads_to_zero() -> None:
+    levels = sigmas(4, 5.0)
+    assert level_pairs(4, 5.0) == list(zip(levels, [*levels[1:], 0.0], strict=True))

@@ -1,0 +1,29 @@
+"""The commands `bench` and `evaluate`. What they do lies in the rooms of these names."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..bench import run as bench
+from ..command_options import add_cache_options, cache_config, check_folder
+from ..devices import usable_device
+from ..evaluation import run as evaluation
+from .options import Commands, add_speed_options
+
+
+def add_commands(commands: Commands) -> None:
+    """Adds `bench` and `evaluate` with their options."""
+    command = commands.add_parser("bench", help="measure time and memory, against floors and other caches")
+    bench.add_arguments(command)
+    add_speed_options(command)
+    add_cache_options(command)
+    command.set_defaults(run=run_bench)
+
+    evaluation.add_arguments(commands.add_parser("evaluate", help="compare cache policies, measured from pixels"))
+
+
+def run_bench(options: argparse.Namespace) -> None:
+    """Runs the benchmark, after it has been seen that its results can be written."""
+    check_folder(options.plot, "plot")
+    check_folder(options.json if options.json != "-" else None, "result")
+    bench.run(options, cache_config(options), usable_device(options.device))

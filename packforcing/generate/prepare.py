@@ -1,0 +1,90 @@
+"""Preparing a run: does it fit the device, how does it decode there, and what is fastest on it.
+
+A run is prepared in this order, each step with what the step before it found:
+
+    planned_run    what the run takes, and the fastest way of decoding that fits; or a refusal, before any work
+    (the caller)   brings the weights to the device, if they are not there: `PlannedRun.needed_bytes` must stay free
+    tune_models    tries on a GPU which attention kernel and which memory format of the VAE are fastest
+    PlannedRun.video
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ..config import Layout
+from ..model.causal_wan import TextKV
+from .autotune import tune_vae_layout, tuned_attention
+from .long_video import LongVideo, VideoModels, VideoSettings, no_callback
+from .memory_budget import DecoderMemory, MemoryDemand, decode_plan
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """What a run can have of its device's memory."""
+
+    device: str  # its name, for messages
+    available: int | None  # bytes; None if that is not known
+    movable: int = 0  # bytes of weights that lie there too; they had better stay, but can be moved out of the way
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that fits its device."""
+
+    models: VideoModels
+    settings: VideoSettings  # with the way of decoding that fits
+    demand: MemoryDemand
+
+    @property
+    def needed_bytes(self) -> int:
+        """Bytes of the device that the run takes beside the weights."""
+        frames = self.settings.decode_frames or self.settings.layout.config.block_frames
+        return self.demand.bytes(frames, self.settings.overlap)
+
+    def video(self, text: TextKV, on_step: Callable[[int, int], None] = no_callback) -> LongVideo:
+        """The video, of which no block is made yet. Raises what `LongVideo` raises."""
+        return LongVideo(self.models, text, self.settings, on_step)
+
+
+def memory_demand(models: VideoModels, layout: Layout, blocks: int) -> MemoryDemand:
+    """What a video of that many blocks takes of the device beside the weights."""
+    wan, vae = models.wan, models.vae
+    decoder = None if vae is None else DecoderMemory(vae.dim, vae.dtype.itemsize)
+    return MemoryDemand(wan.shape, wan.dtype.itemsize, layout, blocks, decoder)
+
+
+def fitted(settings: VideoSettings, demand: MemoryDemand, memory: DeviceMemory) -> VideoSettings:
+    """The settings with the fastest way of decoding that fits. `settings.overlap` says whether overlap is wanted.
+
+    Raises PackForcingError, with what would fit, when the run does not fit at all.
+    """
+    plan = decode_plan(demand, memory.available, memory.device, memory.movable, settings.overlap)
+    return replace(settings, decode_frames=plan.frames, overlap=plan.overlap)
+
+
+def planned_run(models: VideoModels, settings: VideoSettings, blocks: int, memory: DeviceMemory) -> PlannedRun:
+    """A run of that many blocks. Raises what `fitted` raises."""
+    demand = memory_demand(models, settings.layout, blocks)
+    return PlannedRun(models, fitted(settings, demand, memory), demand)
+
+
+def tune_models(models: VideoModels, layout: Layout, attention: bool = True, compiled: bool = False) -> bool | None:
+    """Sets the models to what is fastest on their device. The video stays the same to rounding.
+
+    Args:
+        attention: whether to choose the attention kernel as well; not where the user has chosen one.
+        compiled: whether to compile the VAE's norms.
+
+    Returns whether the VAE's convolutions are in the channels-last format; None without a VAE.
+    """
+    wan, vae = models.wan, models.vae
+    if attention:
+        wan.attention = tuned_attention(wan.shape, layout, wan.device, wan.dtype)
+    if vae is None:
+        return None
+    channels_last = tune_vae_layout(vae, layout.size)
+    if compiled:
+        vae.compile_norms()
+    return channels_last
