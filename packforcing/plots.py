@@ -1,7 +1,6 @@
-"""Pictures of a training run: loss curves, and frames beside their reconstructions.
+"""Pictures of a training run: curves of its log, and frames beside their reconstructions.
 
-matplotlib and Pillow are imported only here, and only when a picture is asked for: training needs them, a user of the
-pack does not.
+matplotlib and Pillow are imported only when a picture is drawn: training needs them, a user of the pack does not.
 """
 
 from __future__ import annotations
@@ -24,7 +23,13 @@ def available() -> bool:
 
 
 def curves(log: Sequence[Mapping[str, float]], path: str | Path, from_zero: bool = False) -> None:
-    """One panel a logged quantity over the steps, as a PNG; `from_zero`: on linear axes that start at zero."""
+    """Draw a PNG with one panel for each logged quantity, over the steps.
+
+    Args:
+        log: entries with a "step" and the quantities that were logged at it.
+        path: the PNG; it is replaced as a whole.
+        from_zero: draw linear axes that start at zero. Else quantities above zero have a logarithmic axis.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -52,7 +57,10 @@ def curves(log: Sequence[Mapping[str, float]], path: str | Path, from_zero: bool
 
 
 def contact_sheet(rows: Sequence[Tensor], path: str | Path, gap: int = 2) -> None:
-    """Videos [3, F, H, W] in [-1, 1], one below the other, their frames side by side, as a PNG."""
+    """Draw a PNG with one row for each of the videos [3, F, H, W] in [-1, 1]: its frames side by side.
+
+    All videos have the same size; `gap` pixels are left between frames.
+    """
     from PIL import Image
 
     lines = [torch.cat([torch.nn.functional.pad(f, (0, gap, 0, gap)) for f in row.unbind(1)], dim=2) for row in rows]

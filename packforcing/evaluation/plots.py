@@ -13,7 +13,10 @@ COLOURS = 10  # in matplotlib's cycle
 
 
 def quality_over_time(summary: dict[str, Any], path: str | Path) -> None:
-    """One panel a measure that is defined, over the duration, one line a policy, bars for standard errors, as a PNG."""
+    """Draw a PNG with one panel for each measure that is defined: its means over the duration, one line a policy.
+
+    Bars are standard errors.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -16,9 +16,9 @@ REFERENCE = "packforcing"  # what other policies are compared with
 
 
 def statistics(values: Sequence[float | None]) -> Statistics:
-    """Mean, standard deviation ("spread") and standard error of the values that are defined, and their number.
+    """Mean, standard deviation ("spread") and standard error of the values that are not None, and their number.
 
-    What cannot be said is None: all of it without values, spread and standard error with one.
+    What is not defined is None: without values all three, with one value spread and standard error.
     """
     found = [value for value in values if value is not None]
     spread = stdev(found) if len(found) > 1 else None
@@ -48,10 +48,10 @@ def summarise(settings: Settings, results: Sequence[Result]) -> dict[str, dict[s
 
 
 def compared(settings: Settings, results: Sequence[Result]) -> dict[str, dict[str, dict[str, Statistics]]]:
-    """Statistics of each policy's differences from REFERENCE on the same prompt, seed and duration; {} without it.
+    """Statistics of each policy's differences from REFERENCE, on the same prompt, seed and duration; {} without it.
 
-    Videos differ much more from each other than one video does under two policies: a pair's difference leaves out what
-    they have in common.
+    Two videos differ much more than one video does under two policies. The difference within a pair leaves out what the
+    pair has in common.
     """
     usual = {(result.prompt, result.seed): result.measures for result in results if result.policy == REFERENCE}
     found: dict[str, dict[str, dict[str, Statistics]]] = {}
