@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 
@@ -13,9 +12,7 @@ from ..generate.memory_budget import DecoderMemory, MemoryDemand
 from ..generate.prepare import DeviceMemory, fitted, tune_models
 from ..model.attention import Attention
 from ..model.causal_wan import TextKV
-from ..model.compressor import Compressor
-from ..model.vae import WanVAE
-from .models import VAE_DTYPE, NoVAE, PooledLatents, random_text, random_vae, random_wan, weight_bytes
+from .models import VAE_DTYPE, random_text, random_wan, video_models, weight_bytes
 from .settings import FPS, Settings
 
 
@@ -63,12 +60,10 @@ def prepare(settings: Settings, decoding: VideoSettings, attention: Attention) -
     wan = random_wan(model.name, model.device, model.dtype, model.linear_dtype, model.compiled)
     wan.attention = attention
     text = random_text(wan)
-    if not model.vae:
-        stand_in = cast(WanVAE, NoVAE(model.device))
-        models = VideoModels(wan, stand_in, PooledLatents(layout.temporal_stride))
-        return Prepared(settings, models, text, decoding, channels_last=None)
-    models = VideoModels(wan, random_vae(model.name, model.device), Compressor(layout.temporal_stride))
-    channels_last = tune_models(models, layout, attention=False, compiled=model.compiled)
+    models = video_models(model.name, wan, layout.temporal_stride, model.vae)
+    channels_last = None
+    if model.vae:
+        channels_last = tune_models(models, layout, attention=False, compiled=model.compiled)
     return Prepared(settings, models, text, decoding, channels_last)
 
 

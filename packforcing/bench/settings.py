@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import plots
+from ..command_options import dtype_of, frame_size
 from ..config import (
     TEXT_TOKENS,
     VAE_DIMS,
@@ -25,7 +26,7 @@ from ..model.load import check_speed
 from ..model.wan_modules import SIZES, WanSizes
 from .work import Workload
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = ("float32", "bfloat16")  # in which random models are measured
 FPS = 16.0
 
 
@@ -97,7 +98,7 @@ def checked(options: argparse.Namespace, config: CacheConfig, device: torch.devi
         model=ModelChoice(
             name=options.model,
             device=device,
-            dtype=DTYPES[options.dtype or ("bfloat16" if device.type == "cuda" else "float32")],
+            dtype=dtype_of(options.dtype, device),
             linear_dtype=options.linear_dtype,
             compiled=options.compile,
             vae=not options.no_vae,
@@ -128,10 +129,7 @@ def _check(options: argparse.Namespace, device: torch.device) -> None:
 
 def parsed_size(text: str) -> FrameSize:
     """'832x480' as a FrameSize. Raises PackForcingError when it is none."""
-    width, x, height = text.lower().partition("x")
-    if not (x and width.isdecimal() and height.isdecimal()):
-        raise PackForcingError(f"--size is WIDTHxHEIGHT in pixels, such as 832x480, but it is '{text}'.")
-    return FrameSize(int(width), int(height))
+    return frame_size(text, f"--size is WIDTHxHEIGHT in pixels, such as 832x480, but it is '{text}'.")
 
 
 def parsed_blocks(text: str) -> tuple[int, ...]:

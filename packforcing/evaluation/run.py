@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import FrameSize
+from ..command_options import check_folder, frame_size
 from ..demo.models import SAMPLING
 from ..errors import PackForcingError
 from ..generate.long_video import Sampling
@@ -90,7 +90,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         prompts=options.prompts,
         open_prompts=options.open_prompts,
         seeds=options.seeds,
-        size=frame_size(options.size),
+        size=frame_size(options.size, f"--size takes a width and a height, such as 128x128, not '{options.size}'."),
         sampling=Sampling(0, options.steps, options.shift, options.update),
         sources=Sources(options.model, options.vae, options.compressor, options.device, options.dtype),
     )
@@ -107,14 +107,6 @@ def durations(text: str) -> tuple[float, ...]:
         return tuple(sorted({float(each) for each in unique(text)}))
     except ValueError:
         raise PackForcingError(f"--seconds takes numbers with commas between, such as 5,30,60, not '{text}'.") from None
-
-
-def frame_size(text: str) -> FrameSize:
-    """Raises PackForcingError for what is no size."""
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise PackForcingError(f"--size takes a width and a height, such as 128x128, not '{text}'.")
-    return FrameSize(int(width), int(height))
 
 
 # --- many runs -------------------------------------------------------------------------------------------------
@@ -214,7 +206,7 @@ def run(options: argparse.Namespace) -> None:
     models = load(settings.sources)
     for each in settings.policies:
         models.compressor(each.compressor, BLOCK_FRAMES)  # one that does not fit is told before anything runs
-    check_writable(options.json)
+    check_folder(None if options.json == "-" else options.json, "results")
     folder = output_folder(options.output)
 
     results = evaluate(settings, models, folder, options.jobs, options.threads, tell_progress)
@@ -286,14 +278,6 @@ def output_folder(path: str) -> Path:
             f"Results cannot be written to {folder} ({error.strerror}): choose another --output."
         ) from None
     return folder
-
-
-def check_writable(path: str | None) -> None:
-    """Raises PackForcingError when the JSON file, which is written at the end, will have no folder."""
-    if path not in (None, "-") and not Path(path).parent.is_dir():
-        raise PackForcingError(
-            f"The results cannot be written to {path}: the folder {Path(path).parent} does not exist, create it first."
-        )
 
 
 def tell_progress(text: str) -> None:
