@@ -42,10 +42,13 @@ from ..model.vae import load_vae
 from ..model.wan_modules import SIZES, WanModules, WanSizes, build_wan_modules, random_state_dict
 from ..world.scenes import FRAME, opened, parse
 from . import options as common
-from .blocks import noise_levels, spread, walk
+from .blocks import levels_like, noise_levels, walk_blocks
 from .clips import ClipSet, LatentClips, prepare
-from .loop import Learner, Micro, Outcome, train, whole
+from .learner import Learner
+from .loop import Outcome, train
 from .optimizers import muon_and_adamw
+from .processes import is_main, wait_for_all, whole
+from .run_config import MicroBatch
 
 BLOCK_FRAMES = 4
 
@@ -140,7 +143,7 @@ def initial_state_dict(sizes: WanSizes, seed: int) -> dict[str, Tensor]:
 
 
 class BaseTrainer:
-    """A `loop.Trainer` with one learner, "base"."""
+    """A `Trainer` with one learner, "base"."""
 
     def __init__(
         self,
@@ -186,10 +189,10 @@ class BaseTrainer:
             "weights": self._start,
         }
 
-    def rotary(self, step: int) -> Sequence[str]:
+    def turns(self, step: int) -> Sequence[str]:
         return ("base",)
 
-    def batch(self, micro: Micro) -> Batch:
+    def batch(self, micro: MicroBatch) -> Batch:
         odds = np.array([history.share for history in self.histories])
         history = self.histories[np.random.default_rng(micro.step_seed()).choice(len(odds), p=odds / odds.sum())]
         return self._batch([self._sample(seed) for seed in micro.seeds()], history)
@@ -246,17 +249,17 @@ class BaseTrainer:
         denoised = zip(batch.noise.split(frames, dim=2), batch.sigma.unbind(dim=1), strict=True)
         blocks, block_weights = batch.latents.split(frames, dim=2), weights.split(frames, dim=2)
         noises = zip(blocks, batch.history_noise.split(frames, dim=2), batch.history_sigma.unbind(dim=1), strict=True)
-        seen = [torch.lerp(x0, noise, spread(sigma, x0)) for x0, noise, sigma in noises]
+        seen = [torch.lerp(x0, noise, levels_like(sigma, x0)) for x0, noise, sigma in noises]
         errors = []
 
         def denoise(i: int) -> None:
             for noise, sigma in islice(denoised, 1 if i else 1 + self.options.first_again):
                 x0 = blocks[i]
-                velocity = self.wan.denoise(torch.lerp(x0, noise, spread(sigma, x0)), sigma, text, cache)
+                velocity = self.wan.denoise(torch.lerp(x0, noise, levels_like(sigma, x0)), sigma, text, cache)
                 error = F.mse_loss(velocity, noise - x0, reduction="none") * block_weights[i]
                 errors.append(error.mean(dim=(1, 2, 3, 4)))
 
-        walk(self.wan, cache, text, seen, lambda i: self.wan.patch_tokens(batch.compressed[:, i]), denoise)
+        walk_blocks(self.wan, cache, text, seen, lambda i: self.wan.patch_tokens(batch.compressed[:, i]), denoise)
         return torch.stack(errors)
 
     @torch.no_grad()
@@ -361,7 +364,7 @@ def run(options: argparse.Namespace) -> Outcome:
     for each in filter(None, (clips, away)):
         written = prepare(clip_folder, each, vae, *common.part_of(None))
         print(f"{written} of {each.shards} files of clips encoded", flush=True)
-    common.wait_for_all()
+    wait_for_all()
 
     sizes = SIZES["tiny"]
     trainer = BaseTrainer(
@@ -389,7 +392,7 @@ def run(options: argparse.Namespace) -> Outcome:
     outcome = train(trainer, common.run_config(options))
     with trainer.learners["base"].averaged() as modules:
         output = export(modules, options.output or folder / "base.safetensors", common.provenance(options, outcome))
-    if common.is_main():
+    if is_main():
         print(json.dumps({"output": str(output), "bytes": output.stat().st_size, "minutes": outcome.minutes}))
     return outcome
 
@@ -398,7 +401,7 @@ def export(modules: WanModules, path: str | Path, metadata: Mapping[str, str]) -
     """Writes a transformer as bfloat16 safetensors under Wan 2.1's names. All processes call it, and one writes."""
     state = {name: whole(t.detach()).to("cpu", torch.bfloat16) for name, t in modules.state_dict().items()}
     path = Path(path)
-    if common.is_main():
+    if is_main():
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: t.contiguous() for name, t in state.items()}, path, metadata={"format": "pt", **metadata})
     return path

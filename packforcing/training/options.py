@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 
 from ..errors import PackForcingError
-from .loop import DECAYS, PRECISIONS, Outcome, RunConfig
+from .loop import Outcome
+from .run_config import DECAYS, PRECISIONS, RunConfig
 
 
 def add_run_arguments(
@@ -64,11 +65,6 @@ def start(options: argparse.Namespace) -> torch.device:
     return device
 
 
-def is_main() -> bool:
-    """Whether this process writes files."""
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
 def run_config(options: argparse.Namespace, final_rate: float = 0.02) -> RunConfig:
     return RunConfig(
         folder=Path(options.folder),
@@ -107,12 +103,6 @@ def part_of(text: str | None) -> tuple[int, int]:
     if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
         raise PackForcingError(f"A part is I/N with I from 0 to N - 1, such as 0/2, but it is '{text}'.")
     return int(part), int(parts)
-
-
-def wait_for_all() -> None:
-    """Returns when all processes have come here."""
-    if dist.is_initialized():
-        dist.barrier()
 
 
 def numbers(text: str | None) -> tuple[int, ...]:

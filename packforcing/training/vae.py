@@ -41,7 +41,10 @@ from ..model.vae import (
 from ..plots import contact_sheet
 from ..world.scenes import FRAME, LONGEST_START, render, sample_scene
 from . import options as common
-from .loop import Learner, Micro, Outcome, train
+from .learner import Learner
+from .loop import Outcome, train
+from .processes import is_main
+from .run_config import MicroBatch
 
 QUIETEST = 0.15  # standard deviation of a normalised latent channel that hardly shows
 HELD_OUT_SEED = 7_000_000_000  # scenes of the evaluation; training's seeds are hashes
@@ -94,7 +97,7 @@ class VAELosses:
 
 
 class VAETrainer:
-    """A `loop.Trainer` for the VAE: one learner, "vae"."""
+    """A `Trainer` for the VAE: one learner, "vae"."""
 
     def __init__(
         self,
@@ -122,10 +125,10 @@ class VAETrainer:
     def describe(self) -> Mapping[str, Any]:
         return {**self._options, **asdict(self.weights), "shapes": [astuple(shape) for shape in IMAGES + CLIPS]}
 
-    def rotary(self, step: int) -> Sequence[str]:
+    def turns(self, step: int) -> Sequence[str]:
         return ("vae",)
 
-    def batch(self, micro: Micro) -> tuple[Tensor, Tensor]:
+    def batch(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         """Clips [B, 3, F, H, W] and the noise of the posterior's sample [B, 16, T, H/8, W/8]."""
         shapes = IMAGES if micro.step < self.image_steps else CLIPS
         odds = np.array([shape.share for shape in shapes])
@@ -407,7 +410,7 @@ def run(options: argparse.Namespace) -> Outcome:
     weights = VAELosses(edges=options.edges, kl=options.kl)
     trainer = VAETrainer(options.dim, options.seed, options.rate, options.ema, weights, options.image_steps, device)
     outcome = train(trainer, common.run_config(options, final_rate=0.01))
-    if not common.is_main():
+    if not is_main():
         return outcome
 
     output = Path(options.output or folder / "vae.safetensors")

@@ -15,7 +15,9 @@ from packforcing.errors import PackForcingError
 from packforcing.files.weights import read_state_dict
 from packforcing.model.vae import LATENT_CHANNELS, WanVAE, encode_clip, init_vae, load_vae, normalise
 from packforcing.training import vae as train_vae
-from packforcing.training.loop import Checkpoints, Micro, read_log
+from packforcing.training.checkpoints import Checkpoints
+from packforcing.training.log import read_log
+from packforcing.training.run_config import MicroBatch
 from packforcing.training.vae import ClipShape, LatentStatistics, VAETrainer
 from packforcing.world.scenes import render, sample_scene
 
@@ -117,8 +119,8 @@ def test_at_the_start_each_frame_is_on_its_own() -> None:
 
 def test_a_batch_is_a_function_of_the_samples_seeds() -> None:
     trainer = VAETrainer(image_steps=0)
-    both = trainer.batch(Micro(5, "vae", range(0, 2), seed=1))
-    apart = [trainer.batch(Micro(5, "vae", range(i, i + 1), seed=1)) for i in range(2)]
+    both = trainer.batch(MicroBatch(5, "vae", range(0, 2), seed=1))
+    apart = [trainer.batch(MicroBatch(5, "vae", range(i, i + 1), seed=1)) for i in range(2)]
     for whole, parts in zip(both, zip(*apart, strict=True), strict=True):
         assert torch.equal(whole, torch.cat(parts))
     assert not torch.equal(*(pixels[:1] for pixels, _ in apart))

@@ -27,7 +27,8 @@ from packforcing.errors import PackForcingError
 from packforcing.files.compressor_file import load_compressor
 from packforcing.files.wan_checkpoint import load_wan
 from packforcing.training import base, clips, compressor, models, options, rollouts
-from packforcing.training.loop import Checkpoints, read_log
+from packforcing.training.checkpoints import Checkpoints
+from packforcing.training.log import read_log
 from packforcing.training.optimizers import JointOptimizer, muon_and_adamw
 
 REPO = Path(__file__).resolve().parents[2]
@@ -167,9 +168,9 @@ def test_the_branch_learns_what_full_resolution_says(folder: Path, tmp_path: Pat
 
 def test_a_branch_that_begins_at_zero_is_the_training_free_form(folder: Path) -> None:
     parsed = parse("compressor", command("compressor", folder))
-    used = models.setting(parsed, torch.device("cpu"))
-    shape = rollouts.RolloutShape(4, used.layout.size, used.layout.config, used.sampling)
-    made = rollouts.make(used.wan, used.vae, encode_prompt("a red circle")[0], shape, seed=0)
+    loaded = models.load_training_models(parsed, torch.device("cpu"))
+    shape = rollouts.RolloutShape(4, loaded.layout.size, loaded.layout.config, loaded.sampling)
+    made = rollouts.make(loaded.wan, loaded.vae, encode_prompt("a red circle")[0], shape, seed=0)
     assert made["latents"].shape == (16, 16, 8, 8)
     assert made["reduced"].shape[:2] == (4, 16)
 
@@ -182,7 +183,9 @@ def test_a_branch_that_begins_at_zero_is_the_training_free_form(folder: Path) ->
             return rollouts.Rollout(stored["latents"], stored["reduced"], stored["context"])
 
     hr = compressor.HRBranch((16, 4, 4, 4, 4, 256), 2)
-    trainer = compressor.CompressorTrainer(used.wan, hr, One(), used.layout, held_out=1)
+    trainer = compressor.CompressorTrainer(
+        loaded.wan, hr, One(), loaded.layout, compressor.CompressorOptions(held_out=1)
+    )
     measures = trainer.evaluate(0)
     assert measures["held_out"] == measures["held_out_lr"] > 0
 
