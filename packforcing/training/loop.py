@@ -131,7 +131,7 @@ def _resume(trainer: Trainer, checkpoints: Checkpoints, identity: Mapping[str, A
     state = checkpoints.load_newest()
     if state is None:
         return 0, 0.0
-    # Through JSON, as the log would show them: a tuple and a list are the same option.
+    # Through JSON, so that a tuple and a list are the same option.
     then, now = (json.loads(json.dumps(options)) for options in (state["identity"], identity))
     odd = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
     if odd:

@@ -1,4 +1,4 @@
-"""Options that all trainers share, and what is made of them."""
+"""The command-line options that all trainers share, and what they become."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from ..errors import PackForcingError
 from .loop import Outcome
+from .processes import process_count, rank
 from .run_config import DECAYS, PRECISIONS, RunConfig
 
 
@@ -26,7 +27,7 @@ def add_run_arguments(
     warmup: int,
     decay: str = "cosine",
 ) -> None:
-    """Options of the run itself; the arguments are the trainer's defaults."""
+    """Options of the run itself. `steps`, `batch`, `rate`, `warmup` and `decay` are the trainer's defaults."""
     parser.add_argument(
         "--folder", default=f"out/train-{name}", help="checkpoints, log, curves; an earlier run goes on"
     )
@@ -85,7 +86,7 @@ def run_config(options: argparse.Namespace, final_rate: float = 0.02) -> RunConf
 
 
 def provenance(options: argparse.Namespace, outcome: Outcome) -> dict[str, str]:
-    """How a file came to be, for its metadata."""
+    """How a file was made, for its metadata."""
     return {
         "command": " ".join(["python -m packforcing", *sys.argv[1:]]),
         "hardware": f"{options.device}, {platform.machine()}, {torch.get_num_threads()} threads",
@@ -96,9 +97,12 @@ def provenance(options: argparse.Namespace, outcome: Outcome) -> dict[str, str]:
 
 
 def part_of(text: str | None) -> tuple[int, int]:
-    """(part, parts) of "I/N". Raises PackForcingError when it is none."""
+    """(part, parts) from "I/N"; without text, this process's number and how many there are.
+
+    Raises PackForcingError for anything else.
+    """
     if text is None:
-        return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        return rank(), process_count()
     part, _, parts = text.partition("/")
     if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
         raise PackForcingError(f"A part is I/N with I from 0 to N - 1, such as 0/2, but it is '{text}'.")
@@ -106,7 +110,7 @@ def part_of(text: str | None) -> tuple[int, int]:
 
 
 def numbers(text: str | None) -> tuple[int, ...]:
-    """Numbers of a list such as "32,64"; none of no text. Raises PackForcingError when one is not."""
+    """The numbers of a list such as "32,64"; without text, none. Raises PackForcingError for anything else."""
     try:
         return tuple(int(part) for part in text.split(",")) if text else ()
     except ValueError as error:
@@ -114,7 +118,7 @@ def numbers(text: str | None) -> tuple[int, ...]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that were in use: of the device, or of the process on a CPU."""
+    """The most bytes that were in use at once: on the device, or by the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

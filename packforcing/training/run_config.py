@@ -29,7 +29,10 @@ FREE_OPTIONS = {
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How long and how a run trains, and where it writes. `samples` = processes x `micro_batch` x `accumulate`."""
+    """How long and how a run trains, and where it writes.
+
+    A turn has processes x `micro_batch` x `accumulate` samples.
+    """
 
     folder: str | Path
     steps: int
@@ -38,11 +41,11 @@ class RunConfig:
     seed: int = 0
     warmup: int = 0  # steps over which the learning rate rises from 0
     decay: str = "cosine"
-    final_rate: float = 0.0  # where the cosine ends, as a part of the learning rate
+    final_rate: float = 0.0  # the rate at the end of the cosine, as a part of the full one
     clip: float = 1.0  # largest norm of a learner's gradient; 0 is off
     precision: str = "float32"
     save_every: int = 100  # steps
-    keep: int = 2  # checkpoints
+    keep: int = 2  # checkpoints; older ones are deleted
     log_every: int = 10  # steps
     evaluate_every: int = 0  # steps; 0 is never
     max_minutes: float = 0.0  # wall clock of this process; 0 is no limit
