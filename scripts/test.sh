@@ -10,4 +10,5 @@ if [ "${1:-}" = "--setup-only" ]; then
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+.venv/bin/mypy
 exec .venv/bin/pytest "$@"

@@ -1,4 +1,4 @@
-"""Known videos through the model block by block, as inference would take them, and noise levels for them."""
+"""Known videos taken through the model block by block (teacher forcing), and noise levels for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..cache.cache import Cache
 from ..model.causal_wan import CausalWan, TextKV
 
 
-def walk(
+def walk_blocks(
     wan: CausalWan,
     cache: Cache,
     text: TextKV,
@@ -19,8 +19,16 @@ def walk(
     compressed: Callable[[int], Tensor],
     visit: Callable[[int], None],
 ) -> None:
-    """Takes known blocks [B, 16, T, h, w] through the model as inference would; `visit(i)` may denoise in block i's
-    place, and `compressed(i)` gives the tokens [B, N_c, d] of a block that becomes a mid block."""
+    """Takes a known video through the model as inference would: each block is visited, then has its clean pass.
+
+    Args:
+        wan: the model.
+        cache: empty; the blocks are written into it.
+        text: the prompts.
+        blocks: the video's blocks, each [B, 16, T, h, w].
+        compressed: the tokens [B, N_c, d] of block i; asked for blocks that become mid blocks.
+        visit: called when the cache stands at block i; it may denoise there.
+    """
     for i, x0 in enumerate(blocks):
         cache.begin(i)
         visit(i)
@@ -35,6 +43,6 @@ def noise_levels(rng: np.random.Generator, count: int, shift: float) -> np.ndarr
     return shift * even / (1 + (shift - 1) * even)
 
 
-def spread(levels: Tensor, like: Tensor) -> Tensor:
-    """Noise levels [B] that multiply tensors like [B, 16, T, h, w]."""
+def levels_like(levels: Tensor, like: Tensor) -> Tensor:
+    """Noise levels [B] as [B, 1, 1, 1, 1], of the type and on the device of `like` [B, 16, T, h, w]."""
     return levels.to(like).view(-1, 1, 1, 1, 1)

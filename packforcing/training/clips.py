@@ -1,7 +1,7 @@
-"""Clips of the synthetic world as latents, encoded once by a frozen VAE and read back in any order.
+"""Clips of the synthetic world as latents: encoded once by a frozen VAE, then read back in any order.
 
-Encoding a clip costs as much as many training steps on it, so `prepare` writes shards of them, and goes on where an
-earlier call was stopped. Clip i is a function of i alone, and a larger set begins with the smaller one.
+Encoding a clip costs as much as many training steps on it. So `prepare` writes the latents into files, the shards, and
+goes on where an earlier call was stopped. Clip i is a function of i alone. So a larger set begins with the smaller one.
 """
 
 from __future__ import annotations
@@ -30,18 +30,14 @@ SHARD = 32  # clips a file
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Which clips: `count` of `latent_frames` latent frames (20 are 5 s), `size` pixels wide and high.
-
-    `away`: of scenes in which things leave the view and come back. `block_frames` and `temporal_stride` say how the LR
-    branch's latents of their blocks are made.
-    """
+    """Which clips."""
 
     count: int
-    latent_frames: int = 20
-    size: int = FRAME
-    block_frames: int = 4
-    temporal_stride: int = 2
-    away: bool = False
+    latent_frames: int = 20  # of a clip; 20 are 5 s
+    size: int = FRAME  # width and height in pixels
+    block_frames: int = 4  # of the blocks that the LR branch compresses
+    temporal_stride: int = 2  # of the compressor
+    away: bool = False  # of scenes in which things leave the view and come back
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.latent_frames % self.block_frames:
@@ -49,6 +45,7 @@ class ClipSet:
 
     @property
     def shards(self) -> int:
+        """Files that hold the set."""
         return -(-self.count // SHARD)
 
 
@@ -60,9 +57,9 @@ def clip_pixels(number: int, frames: int, size: int, away: bool = False) -> tupl
 
 
 def compressed_latents(pixels: Tensor, clips: ClipSet, vae: WanVAE) -> Tensor:
-    """What the compressor's LR branch sees of each block of a clip [1, 3, F, H, W]: [blocks, 16, T', h', w']."""
-    spatial = pixels[0].to(vae.device, vae.dtype)
-    first, rest = spatial.split((pixels.shape[2] - _later_frames(clips), _later_frames(clips)), dim=1)
+    """The LR branch's latents [blocks, 16, T', h', w'] of each block of a clip [1, 3, F, H, W]."""
+    video = pixels[0].to(vae.device, vae.dtype)
+    first, rest = video.split((pixels.shape[2] - _later_frames(clips), _later_frames(clips)), dim=1)
     later = rest.split(VAE_TIME_STRIDE * clips.block_frames, dim=1) if rest.shape[1] else ()
     blocks = [first, *later]
     whole = torch.stack([whole_block(block[None], clips.block_frames)[0] for block in blocks])
@@ -140,5 +137,5 @@ class LatentClips:
         return self.clips.count
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor, str]:
-        """Latents [16, T, h, w] and the LR branch's of its blocks [blocks, 16, T', h', w'], float32; the caption."""
+        """Latents [16, T, h, w], the LR branch's latents [blocks, 16, T', h', w'], both float32, and the caption."""
         return self.latents[number].float(), self.compressed[number].float(), self.captions[number]

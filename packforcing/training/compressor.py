@@ -1,9 +1,10 @@
 """`train compressor`: the HR branch, for a generator that is frozen. One GPU and prompts are enough.
 
-The model's own rollouts are the data (`rollouts`). Each goes through the model twice, block by block, over the cache
-that inference uses: once with the whole history at full resolution, once partitioned, with the compressor's tokens in
-the mid blocks. At each block that has mid blocks, both denoise the same noise; the loss is the difference of their
-velocities. So HR learns to put into a few tokens what the model reads out of a full-resolution block.
+The data are rollouts: videos that the model makes itself (`rollouts`). Each goes through the model twice, block by
+block, over the cache of inference. In one pass the whole history is at full resolution; in the other it is partitioned,
+and mid blocks are compressed. At some blocks that have mid blocks, both passes denoise the same noise, and the loss is
+the difference of their velocities. So HR learns to put into a few tokens what the model reads out of a block at full
+resolution.
 """
 
 from __future__ import annotations
@@ -29,25 +30,38 @@ from ..model.causal_wan import CausalWan
 from ..model.compressor import HRBranch
 from ..world.scenes import evaluation_prompts, sample_scene
 from . import options as common
-from .blocks import noise_levels, spread, walk
-from .loop import Learner, Micro, Outcome, train, whole
-from .models import add_model_arguments, default_channels, encoded_prompts, setting
+from .blocks import levels_like, noise_levels, walk_blocks
+from .learner import Learner
+from .loop import Outcome, train
+from .models import add_model_arguments, default_channels, encoded_prompts, load_training_models
+from .processes import is_main, wait_for_all, whole
 from .rollouts import Rollout, Rollouts, RolloutShape, prepare
+from .run_config import MicroBatch
 
 PROMPT_SEED = 5_000_000_000  # scenes whose captions are the rollouts' prompts; clips have other seeds
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Rollouts [B, 16, T, h, w] and [B, blocks, 16, T', h', w'], prompts [B, L, 4096]; noise like the latents, and a
-    noise level of each block [B, blocks]; the blocks that are denoised."""
+class CompressorOptions:
+    """The trainer's hyperparameters."""
 
-    latents: Tensor
-    compressed: Tensor
-    context: Tensor
-    noise: Tensor
-    sigma: Tensor
-    targets: tuple[int, ...]
+    rate: float = 1e-3  # learning rate
+    ema: float = 0.99
+    shift: float = 5.0  # flow shift of the noise levels
+    held_out: int = 8  # rollouts that only measure, the last ones
+    targets: int = 2  # blocks denoised in a step; each keeps its activations for the backward pass
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rollouts, their noise, and the blocks to denoise."""
+
+    latents: Tensor  # [B, 16, T, h, w]
+    compressed: Tensor  # [B, blocks, 16, T', h', w'], latents of the compressor's LR branch
+    context: Tensor  # [B, L, 4096], encoded prompts
+    noise: Tensor  # [B, 16, T, h, w]
+    sigma: Tensor  # [B, blocks], noise levels
+    targets: tuple[int, ...]  # numbers of the blocks that are denoised
 
 
 def whole_history(blocks: int, block_frames: int) -> CacheConfig:
@@ -56,28 +70,20 @@ def whole_history(blocks: int, block_frames: int) -> CacheConfig:
 
 
 class CompressorTrainer:
-    """A `loop.Trainer` with one learner, "hr".
+    """A `Trainer` with one learner, "hr".
 
     Args:
         wan: the frozen generator.
         hr: the branch to train, in float32.
-        rollouts: the data; the last `held_out` of them only measure.
+        rollouts: the data.
         layout: the partition that the compressor is trained for.
-        targets: blocks of a rollout that are denoised in a step; each keeps its activations for the backward pass.
+        options: the hyperparameters.
     """
 
     def __init__(
-        self,
-        wan: CausalWan,
-        hr: HRBranch,
-        rollouts: Rollouts,
-        layout: Layout,
-        rate: float = 1e-3,
-        ema: float = 0.99,
-        shift: float = 5.0,
-        held_out: int = 8,
-        targets: int = 2,
+        self, wan: CausalWan, hr: HRBranch, rollouts: Rollouts, layout: Layout, options: CompressorOptions
     ) -> None:
+        held_out = options.held_out
         if not 0 < held_out < len(rollouts):
             raise PackForcingError(
                 f"Of {len(rollouts)} rollouts {held_out} are to be held out: keep 1 at least for each purpose."
@@ -86,9 +92,7 @@ class CompressorTrainer:
         self.wan = wan
         self.hr = hr.requires_grad_(True).to(self.device)
         self.rollouts = rollouts
-        self.held_out = held_out
-        self.shift = shift
-        self.targets = targets
+        self.options = options
         self.layout = layout
         self.blocks = blocks = len(rollouts[0].compressed)
         self.first = layout.config.sink_blocks + layout.config.recent_blocks + 1  # the first block with a mid block
@@ -98,23 +102,23 @@ class CompressorTrainer:
                 f"{self.first - 1}: give --blocks {self.first + 1} or more."
             )
         self.whole = Layout(whole_history(blocks, layout.config.block_frames), layout.size, layout.temporal_stride)
-        self.learners = {"hr": Learner(self.hr, torch.optim.AdamW(hr.parameters(), lr=rate, weight_decay=0.01), ema)}
-        self._options = {"rate": rate, "ema": ema, "shift": shift, "held_out": held_out, "targets": targets}
+        optimizer = torch.optim.AdamW(hr.parameters(), lr=options.rate, weight_decay=0.01)
+        self.learners = {"hr": Learner(self.hr, optimizer, options.ema)}
 
     def describe(self) -> Mapping[str, Any]:
-        channels = [layer.out_channels for layer in self.hr]
+        channels = out_channels(self.hr)
         config = {k: v for k, v in asdict(self.layout.config).items() if not k.startswith("archive")}
         layout = {"config": config, "size": asdict(self.layout.size)}
-        return {**self._options, "channels": channels, **layout, "rollouts": len(self.rollouts)}
+        return {**asdict(self.options), "channels": channels, **layout, "rollouts": len(self.rollouts)}
 
-    def rotary(self, step: int) -> Sequence[str]:
+    def turns(self, step: int) -> Sequence[str]:
         return ("hr",)
 
-    def batch(self, micro: Micro) -> Batch:
-        count = len(self.rollouts) - self.held_out
+    def batch(self, micro: MicroBatch) -> Batch:
+        count = len(self.rollouts) - self.options.held_out
         drawn = [(seed, int(np.random.default_rng(seed).integers(count))) for seed in micro.seeds()]
         order = np.random.default_rng(micro.step_seed()).permutation(range(self.first, self.blocks))
-        return self._batch(drawn, tuple(order[: self.targets].tolist()))
+        return self._batch(drawn, tuple(order[: self.options.targets].tolist()))
 
     def _batch(self, drawn: Sequence[tuple[int, int]], targets: tuple[int, ...]) -> Batch:
         """Rollouts by (seed of the noise, number)."""
@@ -123,15 +127,17 @@ class CompressorTrainer:
         noise, sigma = [], []
         for (seed, _), sample in zip(drawn, samples, strict=True):
             noise.append(torch.randn(sample.latents.shape, generator=torch.Generator().manual_seed(seed)))
-            sigma.append(torch.from_numpy(noise_levels(np.random.default_rng(seed + 1), blocks, self.shift)).float())
+            sigma.append(
+                torch.from_numpy(noise_levels(np.random.default_rng(seed + 1), blocks, self.options.shift)).float()
+            )
         context = nn.utils.rnn.pad_sequence([sample.context for sample in samples], batch_first=True)
         return Batch(
-            torch.stack([sample.latents for sample in samples]).to(self.device),
-            torch.stack([sample.compressed for sample in samples]).to(self.device),
-            context.to(self.device),
-            torch.stack(noise).to(self.device),
-            torch.stack(sigma),
-            targets,
+            latents=torch.stack([sample.latents for sample in samples]).to(self.device),
+            compressed=torch.stack([sample.compressed for sample in samples]).to(self.device),
+            context=context.to(self.device),
+            noise=torch.stack(noise).to(self.device),
+            sigma=torch.stack(sigma),
+            targets=targets,
         )
 
     def losses(self, turn: str, batch: Batch) -> dict[str, Tensor]:
@@ -152,10 +158,10 @@ class CompressorTrainer:
         def visit(i: int) -> None:
             if i in batch.targets:
                 sigma = batch.sigma[:, i]
-                x = torch.lerp(blocks[i], noise[i], spread(sigma, noise[i]))
+                x = torch.lerp(blocks[i], noise[i], levels_like(sigma, noise[i]))
                 found.append(wan.denoise(x, sigma, text, cache))
 
-        walk(wan, cache, text, blocks[: max(batch.targets) + 1], lambda i: tokens(batch, i), visit)
+        walk_blocks(wan, cache, text, blocks[: max(batch.targets) + 1], lambda i: tokens(batch, i), visit)
         return found
 
     def lr_tokens(self, batch: Batch, block: int) -> Tensor:
@@ -179,11 +185,11 @@ class CompressorTrainer:
         forms["held_out_none"] = (Layout(no_mids, self.layout.size, self.layout.temporal_stride), self.lr_tokens)
         sums = dict.fromkeys(forms, 0.0)
         with self.learners["hr"].averaged():
-            for number in range(len(self.rollouts) - self.held_out, len(self.rollouts)):
+            for number in range(len(self.rollouts) - self.options.held_out, len(self.rollouts)):
                 batch = self._batch([(number, number)], tuple(range(self.first, self.blocks)))
                 wanted = self.velocities(batch, self.whole, self.lr_tokens)
                 for name, (layout, tokens) in forms.items():
-                    sums[name] += error(self.velocities(batch, layout, tokens), wanted).item() / self.held_out
+                    sums[name] += error(self.velocities(batch, layout, tokens), wanted).item() / self.options.held_out
         return sums
 
 
@@ -227,54 +233,50 @@ def run(options: argparse.Namespace) -> Outcome | None:
     """Make the rollouts that are missing; train, or go on training; export what there is."""
     device = common.start(options)
     folder = Path(options.folder)
-    used = setting(options, device)
-    shape = RolloutShape(
-        options.blocks, used.layout.size, used.layout.config, used.sampling, used.layout.temporal_stride
-    )
+    models = load_training_models(options, device)
+    layout = models.layout
+    shape = RolloutShape(options.blocks, layout.size, layout.config, models.sampling, layout.temporal_stride)
     contexts = prompt_contexts(options, options.rollouts, options.held_out)
     rollout_folder = Path(options.rollout_folder or folder / "rollouts")
     part, parts = common.part_of(options.prepare)
-    prepare(rollout_folder, contexts, used.wan, used.vae, shape, part, parts)
+    prepare(rollout_folder, contexts, models.wan, models.vae, shape, part, parts)
     if options.prepare:
         return None
-    common.wait_for_all()
+    wait_for_all()
 
     channels = common.numbers(options.channels) or default_channels(options.model)
     torch.manual_seed(options.seed)
-    hr = HRBranch((LATENT_CHANNELS, *channels, used.wan.shape.dim), used.layout.temporal_stride)
+    hr = HRBranch((LATENT_CHANNELS, *channels, models.wan.shape.dim), layout.temporal_stride)
     rollouts = Rollouts(rollout_folder, len(contexts), shape)
-    trainer = CompressorTrainer(
-        used.wan,
-        hr,
-        rollouts,
-        used.layout,
-        options.rate,
-        options.ema,
-        options.shift,
-        options.held_out,
-        options.targets,
-    )
+    settings = CompressorOptions(options.rate, options.ema, options.shift, options.held_out, options.targets)
+    trainer = CompressorTrainer(models.wan, hr, rollouts, layout, settings)
     outcome = train(trainer, common.run_config(options))
     output = Path(options.output or folder / "compressor.safetensors")
     with trainer.learners["hr"].averaged():
-        export(hr, output, used.layout, used.name)
+        export(hr, output, layout, models.name)
     measures = trainer.evaluate(outcome.step)
-    if common.is_main():
+    if is_main():
         provenance = common.provenance(options, outcome)
         print(json.dumps({"output": str(output), "bytes": output.stat().st_size, **provenance, **measures}, indent=1))
     return outcome
 
 
+def out_channels(hr: HRBranch) -> list[int]:
+    """The channels that each of the branch's convolutions gives."""
+    return [layer.out_channels for layer in hr if isinstance(layer, nn.Conv3d)]
+
+
 def export(hr: HRBranch, path: Path, layout: Layout, base_model: str) -> None:
     """Writes a compressor file, bfloat16."""
+    channels = out_channels(hr)
     metadata = CompressorMetadata(
-        model_dim=hr[-1].out_channels,
+        model_dim=channels[-1],
         temporal_stride=layout.temporal_stride,
-        hidden_channels=tuple(layer.out_channels for layer in hr)[:-1],
+        hidden_channels=tuple(channels[:-1]),
         block_frames=layout.config.block_frames,
         base_model=base_model,
     )
     state = {f"hr.{name}": whole(t.detach()).to(torch.bfloat16) for name, t in hr.state_dict().items()}
-    if common.is_main():
+    if is_main():
         path.parent.mkdir(parents=True, exist_ok=True)
         save_compressor(path, state, metadata)

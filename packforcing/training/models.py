@@ -1,4 +1,4 @@
-"""The models that a trainer works on or works with: generator, VAE, encoded prompts, by the options that name them."""
+"""The options that name generator, VAE and encoded prompts, and the loading of what they name."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from ..model.compressor import PAPER_CHANNELS
 from ..model.load import load_wan_modules
 from ..model.vae import WanVAE, init_vae, load_vae
 from ..model.wan_modules import SIZES, WanModules, build_wan_modules, random_state_dict
-from .loop import PRECISIONS
+from .run_config import PRECISIONS
 
-DEMO_CHANNELS = (32, 64, 128, 256)  # hidden, of the demo's branch; the paper's would be eight times the demo's model
+# Hidden channels of the demo's branch. The paper's are eight times as wide as the demo's model.
+DEMO_CHANNELS = (32, 64, 128, 256)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,16 +48,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class TrainingModels:
-    """What `add_model_arguments`'s options name."""
+    """What the options of `add_model_arguments` name."""
 
-    wan: CausalWan
+    wan: CausalWan  # the generator
+    modules: WanModules  # the generator's weights
     vae: WanVAE
-    layout: Layout
-    sampling: Sampling
-    name: str
+    layout: Layout  # partition and frame size
+    sampling: Sampling  # how the generator makes rollouts
+    name: str  # of the generator's file, without folders
 
 
-RANDOM = "random:"  # and a name of `tree.SIZES`: a model to measure costs with
+RANDOM = "random:"  # with a name of `wan_modules.SIZES` behind it: a model to measure costs with
 
 
 def wan_modules_of(model: str) -> WanModules:
@@ -77,11 +79,12 @@ def own_vae(demo: bool) -> Mapping[str, Tensor]:
 
 
 def default_channels(model: str) -> tuple[int, ...]:
+    """Hidden channels of a new HR branch for a model."""
     return DEMO_CHANNELS if model in ("demo", f"{RANDOM}tiny") else PAPER_CHANNELS
 
 
-def setting(options: argparse.Namespace, device: torch.device, trained: bool = False) -> TrainingModels:
-    """Loads the models; `trained`: the generator's weights will move, and stay in float32.
+def load_training_models(options: argparse.Namespace, device: torch.device, trained: bool = False) -> TrainingModels:
+    """Loads the models that the options name. A generator that is `trained` is in float32.
 
     Raises PackForcingError when files are missing or do not fit.
     """
@@ -103,11 +106,11 @@ def setting(options: argparse.Namespace, device: torch.device, trained: bool = F
         dtype = torch.float32
     wan = CausalWan(modules.to(device, dtype), training_attention(device), dtype=dtype, device=device)
     sampling = Sampling(0, options.denoising_steps, options.shift, options.update)
-    return TrainingModels(wan, vae, layout, sampling, Path(options.model).name)
+    return TrainingModels(wan, modules, vae, layout, sampling, Path(options.model).name)
 
 
 def encoded_prompts(path: str) -> list[Tensor]:
-    """The tensors of a file, each an encoded prompt [L, 4096]. Raises PackForcingError when they are none."""
+    """The encoded prompts [L, 4096] of a file. Raises PackForcingError when it holds anything else."""
     tensors, _ = read_state_dict(path)
     contexts = [tensor.reshape(-1, tensor.shape[-1]) for _, tensor in sorted(tensors.items()) if tensor.ndim >= 2]
     widths = sorted({tensor.shape[-1] for tensor in contexts})

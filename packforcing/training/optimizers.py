@@ -1,4 +1,4 @@
-"""Muon for the matrices of the layers, AdamW for everything else, behind the face of one optimizer."""
+"""Muon for the matrices of the layers and AdamW for everything else, as one optimizer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from torch.optim import Optimizer
 
 from ..errors import PackForcingError
 
-FULL_RATE_INPUTS = 256  # of a matrix under AdamW
+FULL_RATE_INPUTS = 256  # a matrix under AdamW with more inputs learns at a smaller rate
 
 
 class JointOptimizer:
-    """Several optimizers over different parameters, as one: their groups, numbered through, and their states."""
+    """Several optimizers over different parameters, as one.
+
+    Its state has the form of one optimizer's: the parameters of all parts are numbered through.
+    """
 
     def __init__(self, *parts: Optimizer) -> None:
         self.parts = parts
@@ -71,9 +74,9 @@ def muon_and_adamw(
 ) -> JointOptimizer:
     """Muon over the matrices among `inner` and AdamW over the module's other parameters, at one learning rate.
 
-    Muon (Jordan et al., 2024) makes each update of a matrix orthogonal; with its length matched to AdamW's, as here,
-    both take the same rate. AdamW moves an output by rate x inputs, so matrices of more than FULL_RATE_INPUTS of them
-    learn at a rate that is smaller in proportion (Yang et al., 2022, "Tensor Programs V").
+    Muon (Jordan et al., 2024) makes each update of a matrix orthogonal. Here the update's length is matched to AdamW's,
+    so both take the same rate. A step of AdamW moves an output by rate x inputs. So a matrix of more than
+    FULL_RATE_INPUTS inputs learns at a rate that is smaller in proportion (Yang et al., 2022, "Tensor Programs V").
 
     Raises PackForcingError when PyTorch has no Muon.
     """

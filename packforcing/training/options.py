@@ -1,4 +1,4 @@
-"""Options that all trainers share, and what is made of them."""
+"""The command-line options that all trainers share, and what they become."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import torch
 import torch.distributed as dist
 
 from ..errors import PackForcingError
-from .loop import DECAYS, PRECISIONS, Outcome, RunConfig
+from .loop import Outcome
+from .processes import process_count, rank
+from .run_config import DECAYS, PRECISIONS, RunConfig
 
 
 def add_run_arguments(
@@ -25,7 +27,7 @@ def add_run_arguments(
     warmup: int,
     decay: str = "cosine",
 ) -> None:
-    """Options of the run itself; the arguments are the trainer's defaults."""
+    """Options of the run itself. `steps`, `batch`, `rate`, `warmup` and `decay` are the trainer's defaults."""
     parser.add_argument(
         "--folder", default=f"out/train-{name}", help="checkpoints, log, curves; an earlier run goes on"
     )
@@ -64,11 +66,6 @@ def start(options: argparse.Namespace) -> torch.device:
     return device
 
 
-def is_main() -> bool:
-    """Whether this process writes files."""
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
 def run_config(options: argparse.Namespace, final_rate: float = 0.02) -> RunConfig:
     return RunConfig(
         folder=Path(options.folder),
@@ -89,7 +86,7 @@ def run_config(options: argparse.Namespace, final_rate: float = 0.02) -> RunConf
 
 
 def provenance(options: argparse.Namespace, outcome: Outcome) -> dict[str, str]:
-    """How a file came to be, for its metadata."""
+    """How a file was made, for its metadata."""
     return {
         "command": " ".join(["python -m packforcing", *sys.argv[1:]]),
         "hardware": f"{options.device}, {platform.machine()}, {torch.get_num_threads()} threads",
@@ -100,23 +97,20 @@ def provenance(options: argparse.Namespace, outcome: Outcome) -> dict[str, str]:
 
 
 def part_of(text: str | None) -> tuple[int, int]:
-    """(part, parts) of "I/N". Raises PackForcingError when it is none."""
+    """(part, parts) from "I/N"; without text, this process's number and how many there are.
+
+    Raises PackForcingError for anything else.
+    """
     if text is None:
-        return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        return rank(), process_count()
     part, _, parts = text.partition("/")
     if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
         raise PackForcingError(f"A part is I/N with I from 0 to N - 1, such as 0/2, but it is '{text}'.")
     return int(part), int(parts)
 
 
-def wait_for_all() -> None:
-    """Returns when all processes have come here."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def numbers(text: str | None) -> tuple[int, ...]:
-    """Numbers of a list such as "32,64"; none of no text. Raises PackForcingError when one is not."""
+    """The numbers of a list such as "32,64"; without text, none. Raises PackForcingError for anything else."""
     try:
         return tuple(int(part) for part in text.split(",")) if text else ()
     except ValueError as error:
@@ -124,7 +118,7 @@ def numbers(text: str | None) -> tuple[int, ...]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that were in use: of the device, or of the process on a CPU."""
+    """The most bytes that were in use at once: on the device, or by the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

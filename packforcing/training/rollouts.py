@@ -1,7 +1,7 @@
-"""Videos that the generator itself makes, as training data for its compressor: nothing but prompts is needed.
+"""Rollouts: videos that the generator itself makes, to train its compressor with. They need nothing but prompts.
 
-A rollout is a file: the latents of its blocks, what the compressor's LR branch sees of each, and the encoded prompt.
-Rollout i is a function of its prompt and of i, and files that are there are not made again.
+A rollout is a file with the latents of its blocks, the LR branch's latents of each block, and the encoded prompt. It is
+a function of its prompt and its number. Files that are there are not made again.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from ..model.vae import WanVAE
 
 @dataclass(frozen=True)
 class RolloutShape:
-    """How rollouts are made: `blocks` blocks each, under a partition, by the training-free compressor."""
+    """How rollouts are made. The compressor is the training-free one."""
 
-    blocks: int
+    blocks: int  # of each rollout
     size: FrameSize
-    config: CacheConfig
-    sampling: Sampling
-    temporal_stride: int = 2
+    config: CacheConfig  # the partition
+    sampling: Sampling  # its seed is not used: each rollout has its own
+    temporal_stride: int = 2  # of the compressor
 
     @property
     def layout(self) -> Layout:
@@ -46,7 +46,10 @@ def rollout_path(folder: Path, number: int) -> Path:
 
 @torch.no_grad()
 def make(wan: CausalWan, vae: WanVAE, context: Tensor, shape: RolloutShape, seed: int) -> dict[str, Tensor]:
-    """One rollout: `latents` [16, blocks * T, h, w], `compressed` [blocks, 16, T', h', w'] and `context` [L, 4096]."""
+    """One rollout as its file holds it, float16, for a prompt [L, 4096].
+
+    "latents" [16, blocks * T, h, w]; "reduced" [blocks, 16, T', h', w'], which is `Rollout.compressed`; "context".
+    """
     frames = shape.config.block_frames
     sampling = Sampling(seed, shape.sampling.steps, shape.sampling.shift, shape.sampling.update)
     compressor = Compressor(shape.temporal_stride)
@@ -69,8 +72,10 @@ def prepare(
     part: int = 0,
     parts: int = 1,
 ) -> int:
-    """Makes the rollouts that are not there yet, one a prompt [L, 4096]; returns how many. Several processes take a
-    `part` of `parts` each."""
+    """Makes the rollouts that are not there yet, one for each prompt [L, 4096]; returns how many.
+
+    Several processes take a `part` of `parts` each.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     made = 0

@@ -1,11 +1,7 @@
 """`train vae`: the demo's VAE, of the Wan 2.1 architecture, on clips of the synthetic world.
 
-What a diffusion model wants of it besides sharp pictures is a latent space of a known scale. The Wan convention is
-fixed: `vae.normalise` takes 16 constants off. So after training, an affine map a channel is absorbed into the 1x1x1
-convolutions on both sides of the latents (`absorb_scale`): exactly the same pictures, and normalised latents of mean 0,
-with a standard deviation of 1 where a channel shows in the pictures, and less where it hardly does
-(`LatentStatistics.loudness`). A channel that the KL term has emptied is not blown up but made constant: it is 0 after
-`normalise`, and the decoder does not read it.
+The VAE starts from weights that already encode colours (`vae_start`). After training, the export gives its latents the
+scale that a diffusion model wants (`latent_scale`).
 """
 
 from __future__ import annotations
@@ -13,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,40 +18,33 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import PackForcingError
 from ..files.weights import read_state_dict
-from ..model.vae import (
-    LATENT_CHANNELS,
-    LATENT_MEAN,
-    LATENT_STD,
-    SPACE_STRIDE,
-    Downsample,
-    Upsample,
-    WanVAE,
-    init_vae,
-    load_vae,
-    normalise,
-)
+from ..model.vae import LATENT_CHANNELS, SPACE_STRIDE, WanVAE, init_vae, load_vae, normalise
 from ..plots import contact_sheet
 from ..world.drawing import render
 from ..world.scenes import FRAME, LONGEST_START, sample_scene
 from . import options as common
-from .loop import Learner, Micro, Outcome, train
+from .latent_scale import absorb_scale, latent_statistics
+from .learner import Learner
+from .loop import Outcome, train
+from .processes import is_main
+from .run_config import MicroBatch
+from .vae_start import start_from_averages
 
-QUIETEST = 0.15  # standard deviation of a normalised latent channel that hardly shows
-HELD_OUT_SEED = 7_000_000_000  # scenes of the evaluation; training's seeds are hashes
+HELD_OUT_SEED = 7_000_000_000  # of the evaluation's scenes; seeds in training are hashes
 
 
 @dataclass(frozen=True)
 class ClipShape:
-    """Windows of `crop` x `crop` pixels and `frames` frames, out of scenes rendered `size` pixels wide."""
+    """The windows that a training sample holds; each is cut out of a scene of its own."""
 
     frames: int
-    crop: int
-    size: int
-    clips: int  # windows a sample, each of a scene of its own
+    crop: int  # width and height of a window, pixels
+    size: int  # width and height of the rendered scene, pixels
+    clips: int  # windows in a sample
     share: float = 1.0  # of the steps
 
     def __post_init__(self) -> None:
@@ -63,15 +52,14 @@ class ClipShape:
             raise PackForcingError(f"{self} is no clip: frames are 1 + 4k, and a crop is 8k pixels, at most `size`.")
 
 
-# The first steps see single frames only, many and small: what a colour is takes many scenes to learn.
+# The first steps see single frames only, many and small ones: it takes many scenes to learn what a colour is.
 IMAGES = (
     ClipShape(frames=1, crop=32, size=128, clips=12, share=0.8),
     ClipShape(frames=1, crop=64, size=128, clips=3, share=0.2),
 )
 
-# Then clips, of about the same number of pixels a step. Short and wide ones teach the picture and its borders, long and
-# narrow ones the steady state of the layers that look back in time, and small renderings what the compressor's LR
-# branch encodes.
+# Then come clips, all of about the same number of pixels. Short and wide ones teach the picture and its borders. Long
+# and narrow ones teach the layers that look back in time. Small renderings teach what the LR branch encodes.
 CLIPS = (
     ClipShape(frames=5, crop=32, size=128, clips=5, share=0.3),
     ClipShape(frames=9, crop=32, size=128, clips=3, share=0.3),
@@ -88,14 +76,14 @@ CLIPS = (
 
 @dataclass(frozen=True)
 class VAELosses:
-    """Weights beside the 1 of the error itself (Huber's: its gradient fades as a colour comes right)."""
+    """Weights of the losses. The pixels' own error has weight 1 (Huber's: its gradient fades as colours come right)."""
 
-    edges: float = 3.0  # mean absolute error of the differences between neighbouring pixels: keeps borders crisp
-    kl: float = 3e-4  # mean a latent number, in nats
+    edges: float = 3.0  # of the mean absolute error of differences between neighbouring pixels: keeps borders crisp
+    kl: float = 3e-4  # of the KL term, in nats, mean over all latent numbers
 
 
 class VAETrainer:
-    """A `loop.Trainer` for the VAE: one learner, "vae"."""
+    """A `Trainer` for the VAE: one learner, "vae"."""
 
     def __init__(
         self,
@@ -123,10 +111,10 @@ class VAETrainer:
     def describe(self) -> Mapping[str, Any]:
         return {**self._options, **asdict(self.weights), "shapes": [astuple(shape) for shape in IMAGES + CLIPS]}
 
-    def rotary(self, step: int) -> Sequence[str]:
+    def turns(self, step: int) -> Sequence[str]:
         return ("vae",)
 
-    def batch(self, micro: Micro) -> tuple[Tensor, Tensor]:
+    def batch(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         """Clips [B, 3, F, H, W] and the noise of the posterior's sample [B, 16, T, H/8, W/8]."""
         shapes = IMAGES if micro.step < self.image_steps else CLIPS
         odds = np.array([shape.share for shape in shapes])
@@ -152,65 +140,6 @@ class VAETrainer:
         with self.learners["vae"].averaged() as vae, torch.autocast(self.device.type, torch.bfloat16):
             scores = [psnr(reconstruct(vae, clip), clip) for clip in held_out_clips(self.held_out, 9)]
         return {"psnr": sum(scores) / len(scores)}
-
-
-@torch.no_grad()
-def start_from_averages(vae: WanVAE) -> None:
-    """Make a random VAE one whose latents begin with the mean colour of each 8x8 patch, frame by frame.
-
-    A deep, narrow, normalised network takes thousands of steps to learn as much as "the sky is blue" from random
-    weights. So the residual branches begin quiet; the path around them carries red, green, blue and a 1 in channels
-    0 to 3 (the other channels, random, carry what they may); and the two heads, whose norm and SiLU would lose size
-    and sign, are given x, -x and the 1: silu(x) - silu(-x) = x, and beside the 1 a norm keeps apart dark and bright.
-    """
-    rgb, one = range(3), 3
-    slope = torch.tensor([0.25, 0.5, 0.25])
-    for name, layer in vae.named_modules():
-        if not isinstance(layer, nn.Conv2d | nn.Conv3d):
-            continue
-        weight, identity = layer.weight, torch.eye(layer.in_channels, device=layer.weight.device)
-        layer.bias.zero_()
-        if name.endswith("time_conv"):  # repeats frames, or takes every second one
-            weight.zero_()
-            weight[:, :, -1, 0, 0] = identity.repeat(layer.out_channels // layer.in_channels, 1)
-        elif layer.kernel_size == (3, 3, 3):  # sees the present frame only
-            weight[:, :, :-1] = 0
-            weight *= 3**0.5
-        if name.endswith(("residual.6", "proj")):
-            weight *= 0.1
-        elif name.endswith("shortcut"):
-            weight[: layer.in_channels, :, 0, 0, 0] = identity
-        elif name.endswith("resample.1"):
-            weight[: one + 1] = 0
-            for channel in (*rgb, one):
-                if "downsamples" in name:
-                    weight[channel, channel, :2, :2] = 1 / 4
-                else:  # from one cell to the next without a step
-                    weight[channel, channel] = slope[:, None] * slope
-
-    def carry(layer: nn.Conv3d, minus: int | None = None) -> None:
-        """Let a layer's first channels be its input's, less those that start at `minus`."""
-        for channel in rgb:
-            layer.weight[channel] = 0
-            layer.weight[channel, channel, -1, 1, 1] = 1
-            if minus is not None:
-                layer.weight[channel, minus + channel, -1, 1, 1] = -1
-
-    for layer in (vae.encoder.conv1, vae.decoder.conv1):
-        carry(layer)
-        layer.weight[one] = 0
-        layer.bias[one] = 1
-    narrowest = [layer for layer in vae.encoder.downsamples if isinstance(layer, Downsample)][-1].resample[1]
-    narrowest.weight[4:7] = -narrowest.weight[:3]
-    carry(vae.encoder.head[2], minus=4)
-    widest = [layer for layer in vae.decoder.upsamples if isinstance(layer, Upsample)][-1].resample[1]
-    widest.weight[4:7] = -widest.weight[:3]
-    carry(vae.decoder.head[2], minus=4)
-    for layer in (vae.conv1, vae.conv2):
-        layer.weight[:, :, 0, 0, 0] = torch.eye(layer.in_channels)
-    vae.encoder.head[2].weight[3:LATENT_CHANNELS] *= 2
-    vae.encoder.head[2].weight[LATENT_CHANNELS:] *= 0.1
-    vae.conv1.bias[LATENT_CHANNELS:] = -6  # a posterior's noise much smaller than what it is added to
 
 
 def sample_clips(shape: ClipShape, seed: int) -> tuple[Tensor, Tensor]:
@@ -254,100 +183,6 @@ def reconstruct(vae: WanVAE, pixels: Tensor) -> Tensor:
 def psnr(found: Tensor, wanted: Tensor) -> float:
     """Peak signal-to-noise ratio in dB, of numbers in [-1, 1]."""
     return -10 * math.log10(max(1e-12, (found.float() - wanted.float()).square().mean().item() / 4))
-
-
-@dataclass(frozen=True)
-class LatentStatistics:
-    """Of the raw mean latents over a set of clips; [16] each, float64."""
-
-    mean: Tensor
-    std: Tensor
-    noise: Tensor  # root mean posterior variance: how loud the encoder's own noise is
-    visible: Tensor  # root mean square change of the pixels when a channel is disturbed by a share of its std
-
-    @property
-    def informative(self) -> Tensor:
-        """Channels that vary by more than a tenth of their own noise; the others carry nothing."""
-        return self.std > 0.1 * self.noise
-
-    @property
-    def loudness(self) -> Tensor:
-        """Standard deviations that normalised latents shall have: by how much a channel shows in the pictures.
-
-        Three channels carry the colours of 8x8 patches, and thirteen the fine detail of edges, which moves pixels ten
-        times less. Were they all as loud, four fifths of a diffusion model's loss would be detail, and it would have to
-        decide on detail and on what the picture shows at the same noise levels.
-        """
-        return (2 * self.visible / self.visible.max()).clamp(QUIETEST, 1)
-
-
-@torch.no_grad()
-def visibility(vae: WanVAE, mean: Tensor, std: Tensor, share: float = 0.3) -> Tensor:
-    """Mean square change of the decoded pixels for each channel of latents [1, 16, T, h, w] that is disturbed by noise
-    of `share` of its std [16]."""
-    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0)).to(mean)
-    pixels = vae.decode(mean)
-    changes = []
-    for channel in range(LATENT_CHANNELS):
-        disturbed = mean.clone()
-        disturbed[:, channel] += share * float(std[channel]) * noise[:, channel]
-        changes.append((vae.decode(disturbed) - pixels).double().square().mean().cpu())
-    return torch.stack(changes)
-
-
-@torch.no_grad()
-def latent_statistics(vae: WanVAE, clips: Iterable[Tensor], disturbed: int = 2) -> LatentStatistics:
-    """What latents are like over clips [1, 3, F, H, W]; visibility is measured on the first `disturbed` of them."""
-    sums = torch.zeros(3, LATENT_CHANNELS, dtype=torch.float64)
-    count = 0
-    kept = []
-    for number, clip in enumerate(clips):
-        encoded = vae.encode(clip.to(vae.device, vae.dtype))
-        if number < disturbed:
-            kept.append(encoded[0])
-        mean, log_variance = (m.double().cpu() for m in encoded)
-        axes = (0, 2, 3, 4)
-        sums += torch.stack([mean.sum(axes), mean.square().sum(axes), log_variance.exp().sum(axes)])
-        count += mean[:, 0].numel()
-    mean, square, variance = sums / count
-    std = (square - mean.square()).clamp_min(0).sqrt()
-    visible = torch.stack([visibility(vae, latents, std) for latents in kept]).mean(dim=0).sqrt()
-    return LatentStatistics(mean, std, variance.sqrt(), visible)
-
-
-@torch.no_grad()
-def absorb_scale(vae: WanVAE, statistics: LatentStatistics) -> None:
-    """Give the latents Wan's mean and, in parts of Wan's std, their loudness; leave the pictures as they are.
-
-    Both sides of the latents are 1x1x1 convolutions without anything between, so the map m -> a m + b goes into the
-    encoder's and its inverse into the decoder's. An uninformative channel becomes the constant Wan mean, and the
-    decoder's bias takes over what its mean gave.
-    """
-    wan_mean = torch.tensor(LATENT_MEAN, dtype=torch.float64)
-    wan_std = torch.tensor(LATENT_STD, dtype=torch.float64)
-    alive = statistics.informative
-    scale = torch.where(
-        alive, wan_std * statistics.loudness / statistics.std.clamp_min(1e-12), torch.zeros_like(wan_std)
-    )
-    # What the decoder must multiply a channel by, and what it must take for the channel's mean.
-    inverse = torch.where(alive, 1 / scale.clamp_min(1e-12), torch.zeros_like(scale))
-
-    outer, inner = vae.conv1, vae.conv2
-    weight, bias = outer.weight.double().cpu(), outer.bias.double().cpu()
-    weight[:LATENT_CHANNELS] *= scale.view(-1, 1, 1, 1, 1)
-    bias[:LATENT_CHANNELS] = wan_mean + scale * (bias[:LATENT_CHANNELS] - statistics.mean)
-    # Log variances follow the scale; an emptied channel's own say nothing, and stay.
-    bias[LATENT_CHANNELS:] += torch.where(alive, 2 * scale.clamp_min(1e-12).log(), torch.zeros_like(scale))
-    outer.weight.copy_(weight)
-    outer.bias.copy_(bias)
-
-    weight, bias = inner.weight.double().cpu(), inner.bias.double().cpu()
-    columns = weight[:, :, 0, 0, 0]
-    # conv2(m) with m = mean + inverse * (m' - wan_mean)
-    bias += columns @ (statistics.mean - inverse * wan_mean)
-    weight *= inverse.view(1, -1, 1, 1, 1)
-    inner.weight.copy_(weight)
-    inner.bias.copy_(bias)
 
 
 # --- export ---------------------------------------------------------------------------------------
@@ -408,7 +243,7 @@ def run(options: argparse.Namespace) -> Outcome:
     weights = VAELosses(edges=options.edges, kl=options.kl)
     trainer = VAETrainer(options.dim, options.seed, options.rate, options.ema, weights, options.image_steps, device)
     outcome = train(trainer, common.run_config(options, final_rate=0.01))
-    if not common.is_main():
+    if not is_main():
         return outcome
 
     output = Path(options.output or folder / "vae.safetensors")

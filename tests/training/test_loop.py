@@ -17,7 +17,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from packforcing.errors import PackForcingError
-from packforcing.training.loop import Checkpoints, Learner, Micro, RunConfig, read_log, train
+from packforcing.training.checkpoints import Checkpoints
+from packforcing.training.learner import Learner
+from packforcing.training.log import read_log
+from packforcing.training.loop import train
+from packforcing.training.run_config import MicroBatch, RunConfig
 
 REPO = Path(__file__).resolve().parents[2]
 STEPS = 12
@@ -47,10 +51,10 @@ class Toy:
     def describe(self) -> dict[str, object]:
         return {"toy": (1, 2)}
 
-    def rotary(self, step: int) -> tuple[str, ...]:
+    def turns(self, step: int) -> tuple[str, ...]:
         return ("critic", "generator") if step % 3 == 0 else ("critic",)
 
-    def batch(self, micro: Micro) -> Tensor:
+    def batch(self, micro: MicroBatch) -> Tensor:
         time.sleep(self.pause)
         self.seen += micro.seeds()
         return torch.stack([torch.randn(4, generator=torch.Generator().manual_seed(seed)) for seed in micro.seeds()])

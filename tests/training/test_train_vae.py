@@ -14,9 +14,13 @@ from torch import Tensor
 from packforcing.errors import PackForcingError
 from packforcing.files.weights import read_state_dict
 from packforcing.model.vae import LATENT_CHANNELS, WanVAE, encode_clip, init_vae, load_vae, normalise
+from packforcing.training import latent_scale
 from packforcing.training import vae as train_vae
-from packforcing.training.loop import Checkpoints, Micro, read_log
-from packforcing.training.vae import ClipShape, LatentStatistics, VAETrainer
+from packforcing.training.checkpoints import Checkpoints
+from packforcing.training.latent_scale import LatentStatistics
+from packforcing.training.log import read_log
+from packforcing.training.run_config import MicroBatch
+from packforcing.training.vae import ClipShape, VAETrainer
 from packforcing.world.drawing import render
 from packforcing.world.scenes import sample_scene
 
@@ -40,7 +44,7 @@ def vae() -> WanVAE:
 
 
 def statistics(vae: WanVAE, clips: list[Tensor]) -> LatentStatistics:
-    return train_vae.latent_statistics(vae, clips)
+    return latent_scale.latent_statistics(vae, clips)
 
 
 def options(folder: Path, *extra: str) -> argparse.Namespace:
@@ -61,7 +65,7 @@ def test_statistics_are_those_of_all_clips_together(vae: WanVAE, clips: list[Ten
 
 def test_absorbing_the_scale_leaves_the_pictures(vae: WanVAE, clips: list[Tensor]) -> None:
     before = [vae.decode(vae.encode(clip)[0]) for clip in clips]
-    train_vae.absorb_scale(vae, statistics(vae, clips))
+    latent_scale.absorb_scale(vae, statistics(vae, clips))
     for clip, frames in zip(clips, before, strict=True):
         torch.testing.assert_close(vae.decode(vae.encode(clip)[0]), frames, rtol=1e-3, atol=1e-3)
 
@@ -69,7 +73,7 @@ def test_absorbing_the_scale_leaves_the_pictures(vae: WanVAE, clips: list[Tensor
 def test_absorbed_latents_have_mean_0_and_are_as_loud_as_they_show(vae: WanVAE, clips: list[Tensor]) -> None:
     vae.conv2.weight[:, 5] *= 1e-3
     before = statistics(vae, clips)
-    train_vae.absorb_scale(vae, before)
+    latent_scale.absorb_scale(vae, before)
     latents = torch.cat([encode_clip(vae, clip) for clip in clips]).transpose(0, 1).flatten(1)
     wanted = before.loudness.float()
     assert wanted[5] == pytest.approx(0.15)
@@ -84,7 +88,7 @@ def test_visibility_is_what_a_channel_does_to_the_pixels(vae: WanVAE, monkeypatc
     effects[0, 2], effects[1, 7] = 1.0, 0.1  # of a decoder that is a matrix
     monkeypatch.setattr(vae, "decode", lambda z: torch.einsum("pc,bcthw->bpthw", effects, z))
     std = torch.full((LATENT_CHANNELS,), 2.0)
-    found = train_vae.visibility(vae, torch.randn(1, LATENT_CHANNELS, 8, 32, 32), std, share=0.5).sqrt()
+    found = latent_scale.visibility(vae, torch.randn(1, LATENT_CHANNELS, 8, 32, 32), std, share=0.5).sqrt()
     expected = 0.5 * 2.0 * effects.norm(dim=0) / 3**0.5
     torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0)  # 8,192 random numbers a channel
     loudness = LatentStatistics(std, std, std, found).loudness
@@ -92,7 +96,7 @@ def test_visibility_is_what_a_channel_does_to_the_pixels(vae: WanVAE, monkeypatc
 
 
 def test_an_empty_channel_does_not_reach_the_decoder(vae: WanVAE, clips: list[Tensor]) -> None:
-    train_vae.absorb_scale(vae, statistics(vae, clips))
+    latent_scale.absorb_scale(vae, statistics(vae, clips))
     latents = vae.encode(clips[0])[0]
     frames = vae.decode(latents)
     latents[:, EMPTY] += torch.randn_like(latents[:, EMPTY])
@@ -102,7 +106,7 @@ def test_an_empty_channel_does_not_reach_the_decoder(vae: WanVAE, clips: list[Te
 def test_the_posteriors_noise_follows_the_scale(vae: WanVAE, clips: list[Tensor]) -> None:
     """So that training can go on from an exported file: signal to noise is what it was."""
     before = statistics(vae, clips)
-    train_vae.absorb_scale(vae, before)
+    latent_scale.absorb_scale(vae, before)
     after = statistics(vae, clips)
     alive = before.informative
     torch.testing.assert_close((after.std / after.noise)[alive], (before.std / before.noise)[alive], rtol=1e-3, atol=0)
@@ -118,8 +122,8 @@ def test_at_the_start_each_frame_is_on_its_own() -> None:
 
 def test_a_batch_is_a_function_of_the_samples_seeds() -> None:
     trainer = VAETrainer(image_steps=0)
-    both = trainer.batch(Micro(5, "vae", range(0, 2), seed=1))
-    apart = [trainer.batch(Micro(5, "vae", range(i, i + 1), seed=1)) for i in range(2)]
+    both = trainer.batch(MicroBatch(5, "vae", range(0, 2), seed=1))
+    apart = [trainer.batch(MicroBatch(5, "vae", range(i, i + 1), seed=1)) for i in range(2)]
     for whole, parts in zip(both, zip(*apart, strict=True), strict=True):
         assert torch.equal(whole, torch.cat(parts))
     assert not torch.equal(*(pixels[:1] for pixels, _ in apart))

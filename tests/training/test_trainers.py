@@ -26,8 +26,9 @@ from packforcing.demo.text import encode_prompt
 from packforcing.errors import PackForcingError
 from packforcing.files.compressor_file import load_compressor
 from packforcing.files.wan_checkpoint import load_wan
-from packforcing.training import base, clips, compressor, models, options, rollouts
-from packforcing.training.loop import Checkpoints, read_log
+from packforcing.training import base, blocks, clips, compressor, models, options, rollouts
+from packforcing.training.checkpoints import Checkpoints
+from packforcing.training.log import read_log
 from packforcing.training.optimizers import JointOptimizer, muon_and_adamw
 
 REPO = Path(__file__).resolve().parents[2]
@@ -167,9 +168,9 @@ def test_the_branch_learns_what_full_resolution_says(folder: Path, tmp_path: Pat
 
 def test_a_branch_that_begins_at_zero_is_the_training_free_form(folder: Path) -> None:
     parsed = parse("compressor", command("compressor", folder))
-    used = models.setting(parsed, torch.device("cpu"))
-    shape = rollouts.RolloutShape(4, used.layout.size, used.layout.config, used.sampling)
-    made = rollouts.make(used.wan, used.vae, encode_prompt("a red circle")[0], shape, seed=0)
+    loaded = models.load_training_models(parsed, torch.device("cpu"))
+    shape = rollouts.RolloutShape(4, loaded.layout.size, loaded.layout.config, loaded.sampling)
+    made = rollouts.make(loaded.wan, loaded.vae, encode_prompt("a red circle")[0], shape, seed=0)
     assert made["latents"].shape == (16, 16, 8, 8)
     assert made["reduced"].shape[:2] == (4, 16)
 
@@ -182,7 +183,9 @@ def test_a_branch_that_begins_at_zero_is_the_training_free_form(folder: Path) ->
             return rollouts.Rollout(stored["latents"], stored["reduced"], stored["context"])
 
     hr = compressor.HRBranch((16, 4, 4, 4, 4, 256), 2)
-    trainer = compressor.CompressorTrainer(used.wan, hr, One(), used.layout, held_out=1)
+    trainer = compressor.CompressorTrainer(
+        loaded.wan, hr, One(), loaded.layout, compressor.CompressorOptions(held_out=1)
+    )
     measures = trainer.evaluate(0)
     assert measures["held_out"] == measures["held_out_lr"] > 0
 
@@ -233,12 +236,20 @@ def tiny_tree() -> base.WanModules:
     return base.build_wan_modules(sizes, base.initial_state_dict(sizes, seed=0))
 
 
+def captions(trainer: base.BaseTrainer, number: int | None) -> list[str]:
+    """Of 100 samples: drawn ones, or those that measure on the clip of this number."""
+    samples = trainer.samples
+    drawn = [samples.drawn(seed) if number is None else samples.measured(number) for seed in range(100)]
+    return [sample.caption for sample in drawn]
+
+
 def test_clips_with_things_away_are_the_share_that_is_asked_for_and_never_measure() -> None:
     away, modules = SameClips("a red circle swings and blinks on a blue background"), tiny_tree()
 
     def blinking(share: float, number: int | None) -> int:
-        trainer = base.BaseTrainer(modules, SameClips(), base.BaseOptions(away_share=share), away=away)
-        return sum("blinks" in trainer._sample(seed, number)[2] for seed in range(100))
+        data = base.TrainingClips(SameClips(), away)
+        trainer = base.BaseTrainer(modules, data, base.BaseOptions(away_share=share))
+        return sum("blinks" in caption for caption in captions(trainer, number))
 
     assert (blinking(0.0, None), blinking(1.0, None), blinking(1.0, 39)) == (0, 100, 0)
     assert 15 < blinking(0.3, None) < 45
@@ -251,12 +262,12 @@ def test_what_a_model_gains_from_what_lies_before_the_block_before_is_measured()
     away.latents = torch.randn(40, 16, 20, 8, 8)
     modules = tiny_tree()
     modules.head.head.weight.data.normal_(std=0.1)  # or it would predict zero under any history
-    trainer = base.BaseTrainer(modules, away, base.BaseOptions(), held_out=3, away=away)
-    latents, _, caption, *_, levels, history = trainer._away_sample(39)
-    assert torch.equal(latents, away.latents[39])
-    assert not re.search("red|blue", caption)
-    assert (levels == 0.85).all()
-    assert (history == 0).all()
+    trainer = base.BaseTrainer(modules, base.TrainingClips(away, away, held_out=3), base.BaseOptions())
+    sample = trainer.samples.measured_away(away, 39)
+    assert torch.equal(sample.latents, away.latents[39])
+    assert not re.search("red|blue", sample.caption)
+    assert (sample.sigma == 0.85).all()
+    assert (sample.history_sigma == 0).all()
 
     seen = []
     whole = trainer._held_out_errors
@@ -288,8 +299,8 @@ def test_open_captions_are_for_training_alone() -> None:
     modules = tiny_tree()
 
     def said(share: float, number: int | None) -> list[str]:
-        trainer = base.BaseTrainer(modules, SameClips(), base.BaseOptions(open_captions=share))
-        return [trainer._sample(seed, number)[2] for seed in range(100)]
+        trainer = base.BaseTrainer(modules, base.TrainingClips(SameClips()), base.BaseOptions(open_captions=share))
+        return captions(trainer, number)
 
     assert len(set(said(0, None))) == len(set(said(1, 39))) == 1
     open_captions = said(1, None)
@@ -300,7 +311,7 @@ def test_open_captions_are_for_training_alone() -> None:
 def test_noise_levels_are_spread_evenly_before_the_shift() -> None:
     import numpy as np
 
-    levels = base.noise_levels(np.random.default_rng(0), 1000, shift=3.0)
+    levels = blocks.noise_levels(np.random.default_rng(0), 1000, shift=3.0)
     even = np.sort(levels / (3 - 2 * levels))  # the shift undone
     assert np.abs(even - (np.arange(1000) + 0.5) / 1000).max() < 0.5 / 1000 + 1e-9
 
