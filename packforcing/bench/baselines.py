@@ -140,7 +140,7 @@ def block_input(wan: CausalWan, layout: Layout, sampling: Sampling, index: int) 
 
 @torch.no_grad()
 def make_block(wan: CausalWan, text: TextKV, cache: Cache, sampling: Sampling, given: BlockInput) -> Tensor:
-    """Denoises the cache's next block and commits it: latents [B, 16, T, h, w]."""
+    """Denoises the cache's next block and runs its clean pass: latents [B, 16, T, h, w]."""
     index = cache.block + 1
     cache.begin(index)
     noises = iter(given.noises)

@@ -214,11 +214,11 @@ class ExplicitWan:
         hidden = self.mlp("text_embedding", text.to(self.dtype), lambda x: F.gelu(x, approximate="tanh"))
         self.text = [self.keys_values(f"blocks.{i}.cross_attn", hidden) for i in range(self.layers)]
         self.block = 0
-        # For each committed block its keys (without any rotation) and values, layer by layer.
+        # For each block that had its clean pass, its keys (without any rotation) and values, layer by layer.
         self.full: list[list[tuple[Tensor, Tensor]]] = []
         self.compressed: list[list[tuple[Tensor, Tensor]] | None] = []
         self.selected: list[list[int] | None] = [None] * self.layers
-        self.chosen: list[list[list[int]]] = []  # of each committed block, by layer
+        self.chosen: list[list[list[int]]] = []  # of each such block, by layer
 
     # the transformer
 
