@@ -16,6 +16,7 @@ from ..errors import PackForcingError
 from ..files.weights import read_state_dict
 from ..generate.long_video import Sampling
 from ..generate.schedule import UPDATES
+from ..known_models import KNOWN_MODELS, TINY
 from ..model.attention import training_attention
 from ..model.causal_wan import CausalWan
 from ..model.compressor import PAPER_CHANNELS
@@ -58,13 +59,14 @@ class TrainingModels:
     name: str  # of the generator's file, without folders
 
 
-RANDOM = "random:"  # with a name of `wan_modules.SIZES` behind it: a model to measure costs with
+REAL = "wan2.1-1.3b"  # whose frame and VAE width are the usual ones of a real model
+RANDOM = "random:"  # with a name of `KNOWN_MODELS` behind it: a model to measure costs with
 
 
 def wan_modules_of(model: str) -> WanModules:
     """The transformer that an option names: demo, random:NAME, or a checkpoint's file."""
     if model == "demo":
-        return build_wan_modules(SIZES["tiny"], demo_transformer())
+        return build_wan_modules(SIZES[TINY], demo_transformer())
     if not model.startswith(RANDOM):
         return load_wan_modules(model)
     name = model.removeprefix(RANDOM)
@@ -75,12 +77,12 @@ def wan_modules_of(model: str) -> WanModules:
 
 def own_vae(demo: bool) -> Mapping[str, Tensor]:
     """The VAE of a model that comes without a file: the demo's, or random weights at the real one's width."""
-    return demo_vae() if demo else init_vae(dim=96).state_dict()
+    return demo_vae() if demo else init_vae(KNOWN_MODELS[REAL].vae_dim).state_dict()
 
 
 def default_channels(model: str) -> tuple[int, ...]:
     """Hidden channels of a new HR branch for a model."""
-    return DEMO_CHANNELS if model in ("demo", f"{RANDOM}tiny") else PAPER_CHANNELS
+    return DEMO_CHANNELS if model in ("demo", f"{RANDOM}{TINY}") else PAPER_CHANNELS
 
 
 def load_training_models(options: argparse.Namespace, device: torch.device, trained: bool = False) -> TrainingModels:
@@ -88,13 +90,14 @@ def load_training_models(options: argparse.Namespace, device: torch.device, trai
 
     Raises PackForcingError when files are missing or do not fit.
     """
-    demo = options.model in ("demo", f"{RANDOM}tiny")
+    demo = options.model in ("demo", f"{RANDOM}{TINY}")
     if not options.model.startswith(RANDOM) and not demo and not (options.vae and options.prompts):
         raise PackForcingError(
             "A real model needs its VAE and encoded prompts: give --vae FILE and --prompts FILE (safetensors, one "
             "tensor [L, 4096] a prompt, encoded by UMT5-XXL)."
         )
-    size = FrameSize(options.width or (128 if demo else 832), options.height or (128 if demo else 480))
+    usual = KNOWN_MODELS[TINY if demo else REAL]
+    size = FrameSize(options.width or usual.width, options.height or usual.height)
     config = CacheConfig(options.block, options.sink, options.recent, options.top_k)
     layout = Layout(config, size, 2 if options.block % 2 == 0 else 1)
     dtype = PRECISIONS[options.precision] or torch.float32
