@@ -21,19 +21,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..packforcing.byte_units import readable_bytes
-from ..packforcing.config import CacheConfig, FrameSize, Layout, Length, default_temporal_stride
+from ..packforcing.config import LARGEST_SIDE, CacheConfig, FrameSize, Layout, Length, default_temporal_stride
 from ..packforcing.errors import PackForcingError
 from ..packforcing.files.video import VideoWriter
 from ..packforcing.generate.long_video import Block, LongVideo, VideoModels, VideoSettings
 from ..packforcing.generate.prepare import DeviceMemory, PlannedRun, planned_run, tune_models
 from ..packforcing.generate.sampling import Sampling
-from ..packforcing.generate.schedule import UPDATES
+from ..packforcing.generate.schedule import MOST_STEPS, UPDATES
 from ..packforcing.generate.side_stream import CHOICES, overlap_wanted
 from ..packforcing.model.compressor import Compressor, CompressorChoice
 from . import adapter, types
 
 log = logging.getLogger(__name__)
 
+SIDE = "Pixels, a multiple of 16."
 RESCUE_FOLDER = "packforcing_interrupted"
 
 
@@ -59,8 +60,12 @@ class LongVideoSamplerNode(io.ComfyNode):
                     tooltip="The Wan 2.1 VAE. Needed by the compressor, and for the video output.",
                 ),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
-                io.Int.Input("width", default=832, min=16, max=16384, step=16, tooltip="Pixels, a multiple of 16."),
-                io.Int.Input("height", default=480, min=16, max=16384, step=16, tooltip="Pixels, a multiple of 16."),
+                io.Int.Input(
+                    "width", default=832, min=16, max=LARGEST_SIDE, step=16, tooltip="Pixels, a multiple of 16."
+                ),
+                io.Int.Input(
+                    "height", default=480, min=16, max=LARGEST_SIDE, step=16, tooltip="Pixels, a multiple of 16."
+                ),
                 io.Float.Input(
                     "seconds",
                     default=10.0,
@@ -71,7 +76,11 @@ class LongVideoSamplerNode(io.ComfyNode):
                 ),
                 io.Float.Input("fps", default=16.0, min=1.0, max=120.0, step=0.01, tooltip="Wan 2.1 makes 16."),
                 io.Int.Input(
-                    "steps", default=4, min=1, max=1000, tooltip="Denoising steps a block; 4 for distilled models."
+                    "steps",
+                    default=4,
+                    min=1,
+                    max=MOST_STEPS,
+                    tooltip="Denoising steps a block; 4 for distilled models.",
                 ),
                 io.Float.Input(
                     "shift", default=5.0, min=0.01, max=100.0, step=0.01, tooltip="Flow shift of the noise levels."

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
+from .checks import check_number, check_whole
 from .errors import PackForcingError
 from .known_models import MODELS as MODELS
 from .known_models import VAE_DIMS as VAE_DIMS
@@ -21,6 +22,7 @@ PIXELS_PER_TOKEN = VAE_SPACE_STRIDE * PATCH  # 16
 TEXT_TOKENS = 512  # Wan pads every prompt to as many
 COMPRESSED_SPACE_STRIDE = 4  # full-resolution tokens a compressed token, in each space axis
 
+LARGEST_SIDE = 16_384  # pixels; the same for everybody who sets a size
 LONGEST_SECONDS = 10_000_000  # the method has no limit; whoever asks for more than months has mistyped
 SELECTIONS = ("affinity", "recency")
 ARCHIVE_DEVICES = ("auto", "device", "host")
@@ -31,7 +33,7 @@ KV_DTYPES = ("model", "fp8_e4m3")
 class FrameSize:
     """Pixel size of the video, and the grids that follow from it.
 
-    Raises PackForcingError when a side is not a positive multiple of 16.
+    Raises PackForcingError when a side is not a positive multiple of 16, or above LARGEST_SIDE.
     """
 
     width: int
@@ -39,6 +41,9 @@ class FrameSize:
 
     def __post_init__(self) -> None:
         for name, value in (("width", self.width), ("height", self.height)):
+            check_whole(f"The {name}", value)
+            if value > LARGEST_SIDE:
+                raise PackForcingError(f"The {name} can be at most {LARGEST_SIDE:,} pixels, but it is {value:,}.")
             if value < PIXELS_PER_TOKEN or value % PIXELS_PER_TOKEN:
                 nearest = max(1, round(value / PIXELS_PER_TOKEN)) * PIXELS_PER_TOKEN
                 raise PackForcingError(
@@ -127,6 +132,10 @@ class CacheConfig:
     repeat_mids: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("block_frames", "sink_frames", "recent_frames", "top_k", "position_range"):
+            check_whole(name, getattr(self, name))
+        for name in ("query_fraction", "head_fraction", "archive_budget_gb"):
+            check_number(name, getattr(self, name))
         if self.block_frames < 1:
             raise PackForcingError(f"A block needs at least 1 latent frame, but block_frames is {self.block_frames}.")
         for name in ("sink_frames", "recent_frames"):
@@ -295,6 +304,8 @@ class Length:
     block_frames: int
 
     def __post_init__(self) -> None:
+        check_number("The frame rate", self.fps)
+        check_number("The video's length in seconds", self.seconds)
         if not 0 < self.fps < float("inf"):
             raise PackForcingError(f"The frame rate must be above 0, but it is {self.fps}.")
         if not 0 < self.seconds <= LONGEST_SECONDS:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from math import ceil
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -279,3 +281,51 @@ def test_a_compressor_that_does_not_fit_the_block_is_told_in_one_sentence() -> N
     with pytest.raises(PackForcingError) as error:
         Layout(CacheConfig(), SIZE, temporal_stride=4)
     assert_one_sentence(error.value, "is 4")
+
+
+NO_WHOLE_NUMBERS = [2.5, float("inf"), float("nan"), "4", [4], None, True]
+NO_NUMBERS = ["1", [1.0], None, True]
+
+
+@pytest.mark.parametrize("value", NO_WHOLE_NUMBERS, ids=repr)
+@pytest.mark.parametrize("name", ["block_frames", "sink_frames", "recent_frames", "top_k", "position_range"])
+def test_a_count_that_is_no_whole_number_is_told(name: str, value: object):
+    with pytest.raises(PackForcingError, match=rf"^{name} must be a whole number, but it is {re.escape(repr(value))}"):
+        CacheConfig(**{name: value})
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+def test_what_is_no_number_is_told(value: object):
+    for name in ("query_fraction", "head_fraction", "archive_budget_gb"):
+        with pytest.raises(PackForcingError, match=rf"^{name} must be a number, but it is "):
+            CacheConfig(**{name: value})
+    with pytest.raises(PackForcingError, match=r"^The frame rate must be a number"):
+        Length(1.0, value, 4)
+    with pytest.raises(PackForcingError, match=r"^The video's length in seconds must be a number"):
+        Length(value, 16.0, 4)
+
+
+@pytest.mark.parametrize("value", NO_WHOLE_NUMBERS, ids=repr)
+def test_a_side_that_is_no_whole_number_is_told(value: object):
+    with pytest.raises(PackForcingError, match=r"^The width must be a whole number"):
+        FrameSize(value, 64)
+    with pytest.raises(PackForcingError, match=r"^The height must be a whole number"):
+        FrameSize(64, value)
+
+
+def test_numpys_whole_numbers_are_whole_numbers():
+    assert CacheConfig(top_k=np.int64(3)).top_k == 3
+    assert FrameSize(np.int32(64), 64).columns == 4
+
+
+@pytest.mark.parametrize("side", [16_400, 16_000_000, 1_600_000_000, 10**30])
+def test_a_side_beyond_all_screens_is_told_at_once(side: int):
+    with pytest.raises(PackForcingError, match=f"^The width can be at most 16,384 pixels, but it is {side:,}"):
+        FrameSize(side, 64)
+    assert FrameSize(16_384, 16_384).tokens_per_frame == 1024**2
+
+
+def test_a_long_value_is_cut_in_the_message():
+    with pytest.raises(PackForcingError) as error:
+        CacheConfig(top_k="x" * 100_000)
+    assert len(str(error.value)) < 120

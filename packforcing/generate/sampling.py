@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..checks import check_whole
 from ..errors import PackForcingError
 from .schedule import UPDATES, sigmas
 
@@ -23,6 +24,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.update not in UPDATES:
             raise PackForcingError(f"update must be one of {', '.join(UPDATES)}, but it is '{self.update}'.")
+        check_whole("The seed", self.seed)
         if not 0 <= self.seed < 2**64:
             raise PackForcingError(f"The seed must lie between 0 and 2^64 - 1, but it is {self.seed}.")
         sigmas(self.steps, self.shift)  # checks both

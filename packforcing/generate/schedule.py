@@ -11,19 +11,25 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..checks import check_number, check_whole
 from ..errors import PackForcingError
 
 UPDATES = ("few-step", "euler")
+MOST_STEPS = 1000  # a model was trained on as many noise levels
 
 
 def sigmas(steps: int, shift: float) -> list[float]:
     """Noise levels of `steps` denoising steps, from 1 downwards, warped by the flow shift. The final 0 is not included.
 
     4 steps are t = 1000, 750, 500, 250; with shift 5 these are 1, 0.9375, 0.8333, 0.625.
-    Raises PackForcingError for fewer than one step or a shift that is not positive.
+    Raises PackForcingError for fewer than one step or more than MOST_STEPS, and for a shift that is not positive.
     """
+    check_whole("The number of denoising steps", steps)
+    check_number("The flow shift", shift)
     if steps < 1:
         raise PackForcingError(f"Denoising takes at least 1 step, but {steps} were asked for.")
+    if steps > MOST_STEPS:
+        raise PackForcingError(f"Denoising takes at most {MOST_STEPS:,} steps, but {steps:,} were asked for.")
     if not 0 < shift < float("inf"):
         raise PackForcingError(f"The flow shift must be above 0, but it is {shift}.")
     even = (1 - step / steps for step in range(steps))

@@ -164,6 +164,14 @@ def test_blocks_of_three_frames(tmp_path: Path):
 
 MISTAKES = {
     "width": (["plan", "--width", "100"], "The width must be a positive multiple of 16 pixels, but it is 100"),
+    "huge width": (
+        ["plan", "--width", "1600000000"],
+        "The width can be at most 16,384 pixels, but it is 1,600,000,000",
+    ),
+    "many steps": (
+        ["generate", "--prompt", "a cat", "--steps", "2147483648"],
+        "Denoising takes at most 1,000 steps, but 2,147,483,648 were asked for",
+    ),
     "length": (["plan", "--seconds", "0"], "length must be above 0 and at most 10,000,000 seconds, but it is 0"),
     "rate": (["plan", "--fps", "0"], "The frame rate must be above 0, but it is 0"),
     "partition": (["plan", "--sink", "6"], "sink_frames must be whole blocks of 4 latent frames, but it is 6: set it"),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from packforcing.errors import PackForcingError
+from packforcing.generate.sampling import Sampling
 from packforcing.generate.schedule import (
     denoising_step,
     euler_update,
@@ -167,3 +168,24 @@ def test_a_step_draws_noise_only_where_its_update_needs_some(update: str, next_s
 def test_the_last_level_leads_to_zero() -> None:
     levels = sigmas(4, 5.0)
     assert level_pairs(4, 5.0) == list(zip(levels, [*levels[1:], 0.0], strict=True))
+
+
+@pytest.mark.parametrize("steps", [1001, 2**31, 10**30])
+def test_absurdly_many_steps_are_told_before_their_list_is_made(steps: int):
+    with pytest.raises(PackForcingError, match=f"^Denoising takes at most 1,000 steps, but {steps:,} were asked for"):
+        sigmas(steps, 5.0)
+    assert len(sigmas(1000, 5.0)) == 1000
+
+
+@pytest.mark.parametrize("value", [2.5, float("inf"), float("nan"), "4", [4], None, True], ids=repr)
+def test_steps_and_seeds_are_whole_numbers(value: object):
+    with pytest.raises(PackForcingError, match=r"^The number of denoising steps must be a whole number"):
+        Sampling(steps=value)
+    with pytest.raises(PackForcingError, match=r"^The seed must be a whole number"):
+        Sampling(seed=value)
+
+
+@pytest.mark.parametrize("shift", ["5", [5.0], None, True], ids=repr)
+def test_the_shift_is_a_number(shift: object):
+    with pytest.raises(PackForcingError, match=r"^The flow shift must be a number"):
+        Sampling(shift=shift)
