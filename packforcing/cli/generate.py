@@ -36,7 +36,7 @@ from ..generate.schedule import UPDATES
 from ..generate.side_stream import overlap_wanted
 from ..inspector import picture, report
 from ..known_models import KNOWN_MODELS, SIZES, TINY
-from ..model.causal_wan import CausalWan
+from ..model.causal_wan import CausalWan, padded_prompt
 from ..model.compressor import TRAINING_FREE, CompressorChoice
 from ..model.load import check_speed, load_wan_modules, make_causal_wan
 from ..model.vae import WanVAE, load_vae
@@ -81,7 +81,8 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
     prompt = command.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", help="for --model tiny")
     prompt.add_argument(
-        "--text-embedding", help="a safetensors file with one tensor [1, L, 4096]: the prompt, encoded by UMT5-XXL"
+        "--text-embedding",
+        help="a safetensors file with one tensor [1, L, 4096]: the prompt, encoded by UMT5-XXL; L may be less than 512",
     )
 
 
@@ -158,7 +159,7 @@ def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[Causal
             )
         modules = load_wan_modules(options.model, options.weights)
         vae = load_vae(read_state_dict(options.vae)[0], dtype, options.device)
-        context = only_tensor(options.text_embedding)
+        context = padded_prompt(only_tensor(options.text_embedding))
     return make_causal_wan(modules, options.device, dtype, options.linear_dtype, options.compile), vae, context
 
 

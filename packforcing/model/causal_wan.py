@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..cache.cache import Cache
 from ..cache.rope import EAGER_ROTARY, compiled_rotary
-from ..config import PATCH, ModelShape
+from ..config import PATCH, TEXT_TOKENS, ModelShape
 from ..devices import to_device
 from ..errors import PackForcingError
 from .attention import Attention, fast_attention
@@ -89,11 +90,19 @@ class LayerParts:
         return LayerParts(compiled(self.project), compiled(self.after_attention), compiled(self.after_prompt))
 
 
+def padded_prompt(context: Tensor) -> Tensor:
+    """An encoded prompt [B, L, width] with zeros up to 512 tokens, as Wan 2.1 was trained. A longer one stays as it is.
+
+    The zeros are attended like words, so a prompt without them makes another video.
+    """
+    return F.pad(context, (0, 0, 0, max(0, TEXT_TOKENS - context.shape[-2])))
+
+
 class CausalWan:
     """A Wan transformer run block by block over a `Cache`.
 
     Args:
-        tree: the module tree; raises PackForcingError when it is not Wan 2.1's.
+        modules: the module tree; raises PackForcingError when it is not Wan 2.1's.
         attention: the attention function.
         dtype: what the hidden states are computed in.
         device: where they are computed.

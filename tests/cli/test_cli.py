@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from packforcing.cli.main import main
+from packforcing.cli.generate import prepared, requested
+from packforcing.cli.main import main, parser
 from packforcing.files.video import read_video
 from packforcing.model.causal_wan import CausalWan
+from packforcing.model.wan_modules import SIZES, random_state_dict
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -271,3 +274,19 @@ def test_what_no_machine_can_hold_is_refused_before_it_starts(
     assert " takes " in told
     assert "block 1" not in told
     assert not file.exists()
+
+
+def test_a_short_prompt_of_a_real_model_is_padded_as_wan_was_trained(tmp_path: Path):
+    """The same latents from a prompt of 5 tokens as from one with zeros up to 512, and others from other words."""
+    save_file(random_state_dict(SIZES["tiny"], seed=0), tmp_path / "wan.safetensors")
+    words = torch.randn(1, 5, 4096, generator=torch.Generator().manual_seed(0))
+    prompts = {"short": words, "padded": torch.cat((words, torch.zeros(1, 507, 4096)), dim=1), "other": -words}
+    vae = REPO / "packforcing" / "weights" / "demo_vae.safetensors"
+    latents = {}
+    for name, prompt in prompts.items():
+        save_file({"prompt": prompt.contiguous()}, tmp_path / f"{name}.safetensors")
+        files = ["--model", str(tmp_path / "wan.safetensors"), "--vae", str(vae), "--text-embedding"]
+        options = parser().parse_args(["generate", *files, str(tmp_path / f"{name}.safetensors"), *TINY])
+        latents[name] = next(iter(prepared(options, requested(options)).blocks(1))).latents
+    assert torch.equal(latents["short"], latents["padded"])
+    assert not torch.equal(latents["short"], latents["other"])
