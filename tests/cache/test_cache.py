@@ -32,11 +32,7 @@ from torch import Tensor
 from packforcing.cache.cache import Cache
 from packforcing.config import CacheConfig, FrameSize, Layout, ModelShape
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tensors this small only wait for each other's threads."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def check_block(cache: Cache, everything: Everything, stream: Stream) -> list[list[Place]]:

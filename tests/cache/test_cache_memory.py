@@ -10,11 +10,7 @@ from torch import Tensor
 from packforcing.cache.cache import Cache
 from packforcing.generate.record import PARTITIONS
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tensors this small only wait for each other's threads."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def storages(cache: Cache) -> list[int]:

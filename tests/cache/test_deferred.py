@@ -26,11 +26,7 @@ from torch import Tensor
 from packforcing.cache.cache import Cache
 from packforcing.cache.deferred import DeferredCache
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tensors this small only wait for each other's threads."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def live_late(cache: DeferredCache, stream: Stream, blocks: int) -> Iterator[list[Tensor]]:

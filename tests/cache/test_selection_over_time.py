@@ -10,11 +10,7 @@ from torch import Tensor
 from packforcing.cache.cache import Cache, runs
 from packforcing.config import ModelShape
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tensors this small only wait for each other's threads."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_first_steps_choice_holds_for_the_other_steps_and_the_clean_pass() -> None:
