@@ -68,7 +68,6 @@ class ConcatenatingCache(Cache):
         rotary: RotaryOps = EAGER_ROTARY,
     ) -> None:
         super().__init__(layout, model, device, dtype, rotary=rotary)
-        self._rotary = rotary
         self._fresh: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * model.layers
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
