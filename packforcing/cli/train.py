@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..training import base, compressor, forcing, vae
+from ..training import base_command, compressor, forcing, vae
 from .options import Commands
 
 
@@ -12,6 +12,6 @@ def add_command(commands: Commands) -> None:
         dest="part", required=True
     )
     vae.add_arguments(parts.add_parser("vae", help="the demo's VAE, on a synthetic video world"))
-    base.add_arguments(parts.add_parser("base", help="the demo's generator, by causal flow matching"))
+    base_command.add_arguments(parts.add_parser("base", help="the demo's generator, by causal flow matching"))
     compressor.add_arguments(parts.add_parser("compressor", help="the HR branch, for a frozen generator"))
     forcing.add_arguments(parts.add_parser("forcing", help="generator and HR branch together, by DMD"))

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..demo.text import encode_prompt
 from ..world.captions import opened, parse
 from .blocks import noise_levels
-from .clips import LatentClips
+from .clips import ClipCaptions, LatentClips
 from .histories import History
 
 MEMORY_LEVEL = 0.85  # a noise level at which colours are decided
@@ -31,8 +31,16 @@ class BaseOptions:
     open_captions: float = 0.0  # share of the captions that leave colours out: then only the history knows them
     away_share: float = 0.5  # share of the samples that are clips with things away, where there are such clips
     focus: float = 0.0  # part of the loss's weight that lies where a clip differs from its rows' mean colours
+    place_share: float = 0.65  # share of the samples that are tours through places, where there are such clips
+    described: float = 0.5  # share of the places that the caption of their first stretch describes
+    dual_share: float = 0.7  # share of the micro-batches whose mid blocks have the HR branch, where one is trained
+    whole_steps: int = 0  # first steps of a run on places that see the whole history
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
+
+
+PLACE_OPTIONS = ("place_share", "described", "whole_steps")  # those that mean nothing without tours
+HR_OPTIONS = ("dual_share",)  # and those that mean nothing without an HR branch
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ class TrainingClips:
     clips: LatentClips
     away: LatentClips | None = None  # clips in which things leave the view and come back
     held_out: int = 32  # clips of each set that only measure, the last ones
+    places: LatentClips | None = None  # tours through places
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Sample:
 
     latents: Tensor  # [16, T, h, w]
     compressed: Tensor  # [blocks, 16, T', h', w'], latents of the compressor's LR branch
-    caption: str
+    captions: tuple[str, ...]  # one a block, or one for all
     noise: Tensor  # [16, n * block_frames, h, w], for the denoised blocks
     history_noise: Tensor  # [16, T, h, w], for the clean passes
     sigma: Tensor  # [n], noise levels of the denoised blocks
@@ -63,12 +72,13 @@ class Batch:
 
     latents: Tensor  # [B, 16, T, h, w]
     compressed: Tensor  # [B, blocks, 16, T', h', w']
-    context: Tensor  # [B, L, 4096], encoded captions
+    context: Tensor  # [B, blocks, L, 4096], encoded captions; [B, 1, L, 4096] where all blocks have the same
     noise: Tensor  # [B, 16, n * block_frames, h, w]
     history_noise: Tensor  # [B, 16, T, h, w]
     sigma: Tensor  # [B, n]
     history_sigma: Tensor  # [B, blocks]
     history: History
+    dual: bool = False  # whether mid blocks have the HR branch too
 
 
 class Samples:
@@ -82,13 +92,23 @@ class Samples:
     def drawn(self, seed: int) -> Sample:
         """A random clip of the training set, its noise and its noise levels."""
         rng = np.random.default_rng(seed)
-        held_out, away = self.data.held_out, self.data.away
+        held_out, away, places = self.data.held_out, self.data.away, self.data.places
+        if places is not None and rng.random() < self.options.place_share:
+            latents, compressed, words = places[int(rng.integers(len(places) - held_out))]
+            return self._noised((latents, compressed, self._some_described(words, rng)), seed, rng)
         is_away = away is not None and rng.random() < self.options.away_share
         clips = away if away is not None and is_away else self.data.clips
-        latents, compressed, caption = clips[int(rng.integers(len(clips) - held_out))]
+        latents, compressed, words = clips[int(rng.integers(len(clips) - held_out))]
+        caption = words.short[0]
         if rng.random() < self.options.open_captions:
             caption = opened(parse(caption), rng, share=1 if is_away else 0.5).caption(int(rng.random() < 0.25))
-        return self._noised((latents, compressed, caption), seed, rng)
+        return self._noised((latents, compressed, (caption,)), seed, rng)
+
+    def _some_described(self, words: ClipCaptions, rng: np.random.Generator) -> tuple[str, ...]:
+        """Captions of a tour in which some places are described the first time."""
+        chosen = {name: rng.random() < self.options.described for name in dict.fromkeys(words.short)}
+        pairs = zip(words.short, words.long, strict=True)
+        return tuple(long if chosen[short] else short for short, long in pairs)
 
     def measured(self, number: int) -> Sample:
         """The clip of this number under its own caption; noise and levels depend on the number alone."""
@@ -96,23 +116,24 @@ class Samples:
         clips = self.data.clips
         # Drawn and not used: so the noise levels of a clip are the ones that earlier versions measured with.
         rng.integers(len(clips) - self.data.held_out)
-        return self._noised(clips[number], number, rng)
+        latents, compressed, words = clips[number]
+        return self._noised((latents, compressed, words.short[:1]), number, rng)
 
     def measured_away(self, away: LatentClips, number: int) -> Sample:
         """A clip with things away under its open caption, with a clean history, all at one noise level."""
         rng = np.random.default_rng(number)
-        latents, compressed, caption = away[number]
-        caption = opened(parse(caption), rng, share=1).caption()
-        sample = self._noised((latents, compressed, caption), number, rng)
-        return replace(
-            sample,
-            sigma=torch.full_like(sample.sigma, MEMORY_LEVEL),
-            history_sigma=torch.zeros_like(sample.history_sigma),
-        )
+        latents, compressed, words = away[number]
+        caption = opened(parse(words.short[0]), rng, share=1).caption()
+        return at_one_level(self._noised((latents, compressed, (caption,)), number, rng))
 
-    def _noised(self, clip: tuple[Tensor, Tensor, str], seed: int, rng: np.random.Generator) -> Sample:
-        """A clip (latents, LR latents, caption) with noise from the seed and noise levels from the generator."""
-        latents, compressed, caption = clip
+    def measured_places(self, places: LatentClips, number: int) -> Sample:
+        """A tour whose captions say nothing but names, with a clean history, all at one noise level."""
+        latents, compressed, words = places[number]
+        return at_one_level(self._noised((latents, compressed, words.short), number, np.random.default_rng(number)))
+
+    def _noised(self, clip: tuple[Tensor, Tensor, tuple[str, ...]], seed: int, rng: np.random.Generator) -> Sample:
+        """A clip (latents, LR latents, captions) with noise from the seed and noise levels from the generator."""
+        latents, compressed, captions = clip
         generator = torch.Generator().manual_seed(seed)
         blocks = latents.shape[1] // self.block_frames
         denoised = blocks + self.options.first_again
@@ -122,27 +143,52 @@ class Samples:
         sigma = torch.from_numpy(noise_levels(rng, denoised, self.options.shift)).float()
         history = self.options.history_noise * rng.random(blocks) * (rng.random(blocks) >= self.options.clean_history)
         history_sigma = torch.from_numpy(history).float()
-        return Sample(latents, compressed, caption, noise, history_noise, sigma, history_sigma)
+        return Sample(latents, compressed, captions, noise, history_noise, sigma, history_sigma)
 
 
-def stacked(samples: Sequence[Sample], history: History, device: torch.device) -> Batch:
+def at_one_level(sample: Sample) -> Sample:
+    """The sample with all denoised blocks at MEMORY_LEVEL, and a clean history."""
+    return replace(
+        sample,
+        sigma=torch.full_like(sample.sigma, MEMORY_LEVEL),
+        history_sigma=torch.zeros_like(sample.history_sigma),
+    )
+
+
+def stacked(samples: Sequence[Sample], history: History, device: torch.device, dual: bool = False) -> Batch:
     """Samples as a batch; the noise levels stay on the CPU."""
     return Batch(
         latents=torch.stack([sample.latents for sample in samples]).to(device),
         compressed=torch.stack([sample.compressed for sample in samples]).to(device),
-        context=encode_prompts([sample.caption for sample in samples]).to(device),
+        context=encoded_captions([sample.captions for sample in samples]).to(device),
         noise=torch.stack([sample.noise for sample in samples]).to(device),
         history_noise=torch.stack([sample.history_noise for sample in samples]).to(device),
         sigma=torch.stack([sample.sigma for sample in samples]),
         history_sigma=torch.stack([sample.history_sigma for sample in samples]),
         history=history,
+        dual=dual,
     )
+
+
+def encoded_captions(captions: Sequence[tuple[str, ...]]) -> Tensor:
+    """Embeddings [B, blocks, L, 4096] of the captions of B samples; [B, 1, L, 4096] if none changes on its way."""
+    blocks = max(len(each) for each in captions)
+    rows = [each if len(each) == blocks else blocks * each for each in captions]
+    return encode_prompts([caption for row in rows for caption in row]).unflatten(0, (len(rows), blocks))
 
 
 def encode_prompts(prompts: Sequence[str]) -> Tensor:
     """Embeddings [B, L, 4096]; shorter prompts end in zeros, as Wan's do."""
     encoded = [encode_prompt(prompt)[0] for prompt in prompts]
     return torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True)
+
+
+def showings(captions: Sequence[str]) -> list[str]:
+    """What each block of a tour shows, by its caption: a "new" place, the "same" as before, or a "return"."""
+    return [
+        "new" if caption not in captions[:i] else "same" if caption == captions[i - 1] else "return"
+        for i, caption in enumerate(captions)
+    ]
 
 
 def held_out(clips: LatentClips, count: int) -> range:

@@ -14,7 +14,7 @@ from ..model.causal_wan import CausalWan, TextKV
 def walk_blocks(
     wan: CausalWan,
     cache: Cache,
-    text: TextKV,
+    texts: Sequence[TextKV],
     blocks: Sequence[Tensor],
     compressed: Callable[[int], Tensor],
     visit: Callable[[int], None],
@@ -24,7 +24,7 @@ def walk_blocks(
     Args:
         wan: the model.
         cache: empty; the blocks are written into it.
-        text: the prompts.
+        texts: each block's prompts.
         blocks: the video's blocks, each [B, 16, T, h, w].
         compressed: the tokens [B, N_c, d] of block i; asked for blocks that become mid blocks.
         visit: called when the cache stands at block i; it may denoise there.
@@ -33,7 +33,7 @@ def walk_blocks(
         cache.begin(i)
         visit(i)
         if i + 1 < len(blocks):
-            wan.clean_pass(x0, text, cache, compressed(i) if cache.config.becomes_mid(i) else None)
+            wan.clean_pass(x0, texts[i], cache, compressed(i) if cache.config.becomes_mid(i) else None)
             cache.end()
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from ..model.compressor import lr_latents, whole_block
 from ..model.load import digest
 from ..model.vae import WanVAE, encode_clip
 from ..world.drawing import render
+from ..world.places import FEWEST_BLOCKS, sample_tour
 from ..world.scenes import FPS, FRAME, LONGEST_START, sample_scene
 
 SHARD = 32  # clips a file
@@ -38,22 +40,62 @@ class ClipSet:
     block_frames: int = 4  # of the blocks that the LR branch compresses
     temporal_stride: int = 2  # of the compressor
     away: bool = False  # of scenes in which things leave the view and come back
+    places: bool = False  # of tours through places (world/places.py)
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.latent_frames % self.block_frames:
             raise PackForcingError(f"{self} is no set of clips: give 1 or more clips, of whole blocks.")
+        if self.places and self.blocks < FEWEST_BLOCKS:
+            raise PackForcingError(
+                f"A clip of places has at least {FEWEST_BLOCKS} blocks, so that one of them can come back, but "
+                f"{self.latent_frames} latent frames are {self.blocks}: give --latent-frames 20, say."
+            )
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a clip."""
+        return self.latent_frames // self.block_frames
 
     @property
     def shards(self) -> int:
         """Files that hold the set."""
         return -(-self.count // SHARD)
 
+    @property
+    def kind(self) -> str:
+        """How the files are named."""
+        return "places" if self.places else "away" if self.away else "clips"
 
-def clip_pixels(number: int, frames: int, size: int, away: bool = False) -> tuple[Tensor, str]:
-    """Clip `number`: pixels [3, F, size, size] in [-1, 1], and its caption."""
+    def as_dict(self) -> dict[str, Any]:
+        """What tells the set from others. Sets without places are told as they were before there were any."""
+        return {name: value for name, value in vars(self).items() if name != "places" or value}
+
+
+@dataclass(frozen=True)
+class ClipCaptions:
+    """The captions of a clip's blocks.
+
+    Where the clip is a tour, a caption is shorter ("place two") or, in the first stretch of a place, longer ("place
+    two: a red circle ..."). In other clips both are the same caption, all over.
+    """
+
+    short: tuple[str, ...]  # one a block
+    long: tuple[str, ...]  # one a block
+
+
+def clip_pixels(number: int, clips: ClipSet) -> tuple[Tensor, ClipCaptions]:
+    """Clip `number` of a set: pixels [3, F, size, size] in [-1, 1], and its captions."""
     rng = np.random.default_rng(number)
-    scene = sample_scene(rng, away=away)
-    return render(scene, frames, FPS, size, start=int(rng.integers(LONGEST_START))), scene.caption
+    if clips.places:
+        tour = sample_tour(rng, clips.blocks)
+        several = [len(tour.places) * [described] for described in (False, True)]
+        captions = ClipCaptions(*(tuple(tour.captions(described)) for described in several))
+        later = VAE_TIME_STRIDE * clips.block_frames
+        return tour.pixels([later - VAE_TIME_STRIDE + 1, *(clips.blocks - 1) * [later]], clips.size), captions
+    scene = sample_scene(rng, away=clips.away)
+    pixels = render(scene, video_frames(clips.latent_frames), FPS, clips.size, start=int(rng.integers(LONGEST_START)))
+    same = clips.blocks * (scene.caption,)
+    return pixels, ClipCaptions(same, same)
 
 
 def compressed_latents(pixels: Tensor, clips: ClipSet, vae: WanVAE) -> Tensor:
@@ -72,8 +114,7 @@ def _later_frames(clips: ClipSet) -> int:
 
 
 def shard_path(folder: Path, clips: ClipSet, shard: int) -> Path:
-    kind = "away" if clips.away else "clips"
-    return folder / f"{kind}-{clips.size}x{clips.latent_frames}-{shard:05d}.safetensors"
+    return folder / f"{clips.kind}-{clips.size}x{clips.latent_frames}-{shard:05d}.safetensors"
 
 
 @torch.no_grad()
@@ -98,10 +139,10 @@ def prepare(folder: str | Path, clips: ClipSet, vae: WanVAE, part: int = 0, part
             continue
         latents, compressed, captions = [], [], []
         for number in range(shard * SHARD, (shard + 1) * SHARD):
-            pixels, caption = clip_pixels(number, video_frames(clips.latent_frames), clips.size, clips.away)
+            pixels, words = clip_pixels(number, clips)
             latents.append(encode_clip(vae, pixels[None].to(vae.device, vae.dtype))[0].half().cpu())
             compressed.append(compressed_latents(pixels[None], clips, vae).half().cpu())
-            captions.append(caption)
+            captions.append(asdict(words) if clips.places else words.short[0])
         partial = path.with_suffix(".part")
         tensors = {"latents": torch.stack(latents), "reduced": torch.stack(compressed).contiguous()}
         save_file(tensors, partial, metadata={"captions": json.dumps(captions), "vae": encoder})
@@ -118,7 +159,7 @@ class LatentClips:
 
     def __init__(self, folder: str | Path, clips: ClipSet) -> None:
         self.clips = clips
-        self.captions: list[str] = []
+        self.captions: list[ClipCaptions] = []
         latents, compressed = [], []
         for shard in range(clips.shards):
             path = shard_path(Path(folder), clips, shard)
@@ -129,13 +170,20 @@ class LatentClips:
             with safe_open(path, framework="pt") as file:
                 latents.append(file.get_tensor("latents"))
                 compressed.append(file.get_tensor("reduced"))
-                self.captions += json.loads(file.metadata()["captions"])
+                self.captions += [_captions(each, clips.blocks) for each in json.loads(file.metadata()["captions"])]
         self.latents = torch.cat(latents)[: clips.count]
         self.compressed = torch.cat(compressed)[: clips.count]
 
     def __len__(self) -> int:
         return self.clips.count
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, str]:
-        """Latents [16, T, h, w], the LR branch's latents [blocks, 16, T', h', w'], both float32, and the caption."""
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, ClipCaptions]:
+        """Latents [16, T, h, w], the LR branch's latents [blocks, 16, T', h', w'], both float32, and the captions."""
         return self.latents[number].float(), self.compressed[number].float(), self.captions[number]
+
+
+def _captions(stored: str | dict[str, list[str]], blocks: int) -> ClipCaptions:
+    """The captions of a clip as a shard keeps them: one for all blocks, or the two of each."""
+    if isinstance(stored, str):
+        return ClipCaptions(blocks * (stored,), blocks * (stored,))
+    return ClipCaptions(tuple(stored["short"]), tuple(stored["long"]))

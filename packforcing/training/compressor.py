@@ -161,7 +161,8 @@ class CompressorTrainer:
                 x = torch.lerp(blocks[i], noise[i], levels_like(sigma, noise[i]))
                 found.append(wan.denoise(x, sigma, text, cache))
 
-        walk_blocks(wan, cache, text, blocks[: max(batch.targets) + 1], lambda i: tokens(batch, i), visit)
+        walked = blocks[: max(batch.targets) + 1]
+        walk_blocks(wan, cache, len(walked) * [text], walked, lambda i: tokens(batch, i), visit)
         return found
 
     def lr_tokens(self, batch: Batch, block: int) -> Tensor:

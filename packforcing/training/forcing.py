@@ -34,7 +34,7 @@ from ..errors import PackForcingError
 from ..files.compressor_file import load_compressor
 from ..model.compressor import HRBranch, hr_branch
 from ..world.scenes import sample_scene
-from . import base, compressor, models
+from . import base_command, compressor, models
 from . import options as common
 from .dmd import DMDLosses, one_block
 from .forcing_batch import Batch, ForcingOptions, Prompts, draw_batch
@@ -162,7 +162,7 @@ def run(options: argparse.Namespace) -> Outcome | None:
     output = Path(options.output or folder / "generator.safetensors")
     with trainer.learners["generator"].averaged():
         metadata = common.provenance(options, outcome)
-        base.export(trainer.generator, output, metadata)
+        base_command.export(trainer.generator, output, metadata)
         hr_output = output.with_name(f"{output.stem}-compressor.safetensors")
         compressor.export(trainer.hr, hr_output, trainer.layout, loaded.name)
     if is_main():

@@ -26,8 +26,10 @@ from packforcing.demo.text import encode_prompt
 from packforcing.errors import PackForcingError
 from packforcing.files.compressor_file import load_compressor
 from packforcing.files.wan_checkpoint import load_wan
-from packforcing.training import base, blocks, clips, compressor, models, options, rollouts
+from packforcing.model.wan_modules import SIZES, WanModules, build_wan_modules
+from packforcing.training import base, base_command, blocks, clips, compressor, models, options, rollouts
 from packforcing.training.checkpoints import Checkpoints
+from packforcing.training.histories import History
 from packforcing.training.log import read_log
 from packforcing.training.optimizers import JointOptimizer, muon_and_adamw
 
@@ -54,6 +56,7 @@ def command(part: str, folder: Path) -> list[str]:
     model = f"--model random:tiny --prompts {folder / 'prompts.safetensors'} --blocks 4"
     parts = {
         "base": f"--latent-frames 12 --size 64 --clips 32 --held-out 4 --batch 2 --open-captions 0.5 --away-clips 32 "
+        f"--place-clips 32 --whole-steps 1 --compressor-output {folder / 'hr.safetensors'} "
         f"--clip-folder {folder / 'clips'}",
         "compressor": f"{model} --rollouts 2 --held-out 1 --batch 2 --rollout-folder {folder / 'rollouts'}",
         "forcing": f"{model} --critic-turns 2 --critic-rate 1e-3 --empty-prompt {folder / 'empty.safetensors'}",
@@ -210,9 +213,9 @@ def test_a_larger_set_of_clips_begins_with_the_smaller(folder: Path, tmp_path: P
     few = clips.LatentClips(tmp_path, clips.ClipSet(8, latent_frames=4, size=64))
     assert (len(whole), len(few)) == (40, 8)
     torch.testing.assert_close(few[7][0], whole[7][0], rtol=0, atol=0)
-    latents, compressed, caption = whole[39]
+    latents, compressed, words = whole[39]
     assert (latents.shape, compressed.shape) == ((16, 4, 8, 8), (1, 16, 2, 2, 2))
-    assert clips.clip_pixels(39, 13, 64)[1] == caption
+    assert clips.clip_pixels(39, shape)[1] == words
 
 
 class SameClips:
@@ -227,20 +230,21 @@ class SameClips:
     def __len__(self) -> int:
         return 40
 
-    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-        return self.latents[number], self.latents[number, :, None, ::2, ::4, ::4], self.caption
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor, clips.ClipCaptions]:
+        words = clips.ClipCaptions(*(2 * [self.clips.blocks * (self.caption,)]))
+        return self.latents[number], self.latents[number, :, None, ::2, ::4, ::4], words
 
 
-def tiny_tree() -> base.WanModules:
-    sizes = base.SIZES["tiny"]
-    return base.build_wan_modules(sizes, base.initial_state_dict(sizes, seed=0))
+def tiny_tree() -> WanModules:
+    sizes = SIZES["tiny"]
+    return build_wan_modules(sizes, base_command.initial_state_dict(sizes, seed=0))
 
 
 def captions(trainer: base.BaseTrainer, number: int | None) -> list[str]:
     """Of 100 samples: drawn ones, or those that measure on the clip of this number."""
     samples = trainer.samples
     drawn = [samples.drawn(seed) if number is None else samples.measured(number) for seed in range(100)]
-    return [sample.caption for sample in drawn]
+    return [sample.captions[0] for sample in drawn]
 
 
 def test_clips_with_things_away_are_the_share_that_is_asked_for_and_never_measure() -> None:
@@ -265,14 +269,14 @@ def test_what_a_model_gains_from_what_lies_before_the_block_before_is_measured()
     trainer = base.BaseTrainer(modules, base.TrainingClips(away, away, held_out=3), base.BaseOptions())
     sample = trainer.samples.measured_away(away, 39)
     assert torch.equal(sample.latents, away.latents[39])
-    assert not re.search("red|blue", sample.caption)
+    assert not re.search("red|blue", sample.captions[0])
     assert (sample.sigma == 0.85).all()
     assert (sample.history_sigma == 0).all()
 
     seen = []
     whole = trainer._held_out_errors
 
-    def spied(samples: list, given: base.History) -> torch.Tensor:
+    def spied(samples: list, given: History) -> torch.Tensor:
         partition, mids = given.config().partition(4), given.config().attended_mids(4)
         seen.append((len(samples), [*partition.sink, *partition.recent], mids))
         return whole(samples, given)

@@ -1,0 +1,199 @@
+"""The command `train base`: its clips, the weights that it begins with, and the files that it writes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..config import LATENT_CHANNELS, default_temporal_stride
+from ..demo.models import demo_vae
+from ..errors import PackForcingError
+from ..files.compressor_file import load_compressor
+from ..files.weights import read_state_dict
+from ..model.compressor import HRBranch, hr_branch
+from ..model.load import load_wan_modules
+from ..model.vae import load_vae
+from ..model.wan_modules import SIZES, WanModules, WanSizes, build_wan_modules, random_state_dict
+from ..world.scenes import FRAME
+from . import options as common
+from .base import BaseTrainer
+from .base_samples import BaseOptions, TrainingClips
+from .clips import ClipSet, LatentClips, prepare
+from .compressor import export as export_compressor
+from .histories import BLOCK_FRAMES, HISTORIES, PLACE_HISTORIES, History, bidirectional
+from .loop import Outcome, train
+from .models import DEMO_CHANNELS
+from .processes import is_main, wait_for_all, whole
+
+
+def initial_state_dict(sizes: WanSizes, seed: int) -> dict[str, Tensor]:
+    """Random weights to start from: residual branches that begin small, and a head that predicts zero."""
+    state = random_state_dict(sizes, seed)
+    for name, tensor in state.items():
+        if name.startswith("head.head"):
+            tensor.zero_()
+        elif name.startswith("time_projection") or name.endswith((".o.weight", "ffn.2.weight")):
+            tensor *= 0.2
+        elif name.startswith("blocks") and name.endswith("modulation"):
+            tensor[:, [2, 5]] = 0.5  # gates
+    return state
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `train base`."""
+    common.add_run_arguments(parser, "base", steps=6000, batch=4, rate=BaseOptions.rate, warmup=200)
+    parser.add_argument("--clips", type=int, default=2048, help="of the training set")
+    parser.add_argument(
+        "--away-clips", type=int, default=0, help="more clips, in which things leave the view and come back"
+    )
+    parser.add_argument("--away-share", type=float, default=BaseOptions.away_share, help="of them among the samples")
+    parser.add_argument("--place-clips", type=int, default=0, help="more clips: tours through places under names")
+    parser.add_argument("--place-share", type=float, default=BaseOptions.place_share, help="of them among the samples")
+    parser.add_argument(
+        "--described", type=float, default=BaseOptions.described, help="share of places described at first, 0 to 1"
+    )
+    parser.add_argument(
+        "--whole-steps", type=int, default=0, help="first steps that see the whole history, where there are places"
+    )
+    parser.add_argument("--latent-frames", type=int, default=20, help="a clip; 20 are 5 s")
+    parser.add_argument("--size", type=int, default=FRAME, help="pixels, width and height")
+    parser.add_argument("--clip-folder", help="where encoded clips are kept; default: FOLDER/clips")
+    parser.add_argument("--vae", help="the VAE that encodes them, a safetensors file; default: the demo's")
+    parser.add_argument("--held-out", type=int, default=32, help="clips of each kind that only measure")
+    parser.add_argument("--shift", type=float, default=BaseOptions.shift, help="flow shift of the noise levels")
+    parser.add_argument(
+        "--history-noise", type=float, default=BaseOptions.history_noise, help="largest, of the history"
+    )
+    parser.add_argument(
+        "--open-captions",
+        type=float,
+        default=BaseOptions.open_captions,
+        help="share of the captions that leave colours out, 0 to 1",
+    )
+    parser.add_argument("--focus", type=float, default=0.0, help="part of the loss's weight on what is small, 0 to 1")
+    parser.add_argument("--ema", type=float, default=BaseOptions.ema, help="of the exported weights; 0 is off")
+    parser.add_argument("--init", help="a transformer's file to begin with; default: random weights")
+    parser.add_argument(
+        "--compressor-output", help="train an HR branch with the transformer, and export the compressor to this file"
+    )
+    parser.add_argument("--compressor-init", help="a compressor's file to begin with; default: an HR branch of zeros")
+    parser.add_argument("--bidirectional", action="store_true", help="train a teacher for DMD: a clip is one block")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> Outcome:
+    """Encode the clips that are missing; train, or go on training; export what there is."""
+    device = common.start(options)
+    folder = Path(options.folder)
+    data = prepare_clips(options, device)
+    trainer = BaseTrainer(
+        first_modules(options),
+        data,
+        hyperparameters(options),
+        histories=histories_of(options),
+        start=options.init or options.seed,
+        device=device,
+        cache_dtype=torch.bfloat16 if options.precision == "bfloat16" else torch.float32,
+        hr=first_hr(options),
+    )
+    outcome = train(trainer, common.run_config(options))
+    provenance = common.provenance(options, outcome)
+    with trainer.learners["base"].averaged():
+        output = export(trainer.modules, options.output or folder / "base.safetensors", provenance)
+        if trainer.hr is not None:
+            export_compressor(trainer.hr, Path(options.compressor_output), trainer.compressor_layout, output.stem)
+    if is_main():
+        print(json.dumps({"output": str(output), "bytes": output.stat().st_size, "minutes": outcome.minutes}))
+    return outcome
+
+
+def prepare_clips(options: argparse.Namespace, device: torch.device) -> TrainingClips:
+    """Encodes the clips that are missing, and loads all."""
+    clips = ClipSet(options.clips, latent_frames=options.latent_frames, size=options.size)
+    away = replace(clips, count=options.away_clips, away=True) if options.away_clips else None
+    places = replace(clips, count=options.place_clips, places=True) if options.place_clips else None
+    if places is not None and options.bidirectional:
+        raise PackForcingError(
+            "A tour has a caption for each block, but a bidirectional teacher takes a clip as one block: "
+            "leave out --place-clips or --bidirectional."
+        )
+    for name, each in (("--clips", clips), ("--away-clips", away), ("--place-clips", places)):
+        if each is not None and not 0 < options.held_out < each.count:
+            raise PackForcingError(
+                f"Some clips train and at least one measures, but {name} is {each.count} and --held-out is "
+                f"{options.held_out}: ask for more clips, or keep fewer (but 1) out."
+            )
+    folder = Path(options.clip_folder or Path(options.folder) / "clips")
+    weights = read_state_dict(options.vae)[0] if options.vae else demo_vae()
+    vae = load_vae(weights, torch.bfloat16, device).to_layout(channels_last=True)
+    for each in filter(None, (clips, away, places)):
+        written = prepare(folder, each, vae, *common.part_of(None))
+        print(f"{written} of {each.shards} files of clips encoded", flush=True)
+    wait_for_all()
+    return TrainingClips(
+        LatentClips(folder, clips),
+        LatentClips(folder, away) if away else None,
+        options.held_out,
+        LatentClips(folder, places) if places else None,
+    )
+
+
+def histories_of(options: argparse.Namespace) -> tuple[History, ...]:
+    """The partitions of the history that the options ask for."""
+    if options.bidirectional:
+        return bidirectional(options.latent_frames)
+    return PLACE_HISTORIES if options.place_clips else HISTORIES
+
+
+def first_modules(options: argparse.Namespace) -> WanModules:
+    """The transformer that training begins with: a file's, or a random one."""
+    if options.init:
+        return load_wan_modules(options.init).float()
+    sizes = SIZES["tiny"]
+    return build_wan_modules(sizes, initial_state_dict(sizes, options.seed))
+
+
+def first_hr(options: argparse.Namespace) -> HRBranch | None:
+    """The HR branch that training begins with: a file's, or a new one; None when none is trained."""
+    if options.compressor_output is None:
+        return None
+    if options.compressor_init:
+        state, metadata = load_compressor(options.compressor_init)
+        return hr_branch(state, metadata.temporal_stride).float()
+    torch.manual_seed(options.seed)
+    stride = default_temporal_stride(BLOCK_FRAMES)
+    return HRBranch((LATENT_CHANNELS, *DEMO_CHANNELS, SIZES["tiny"].dim), stride)
+
+
+def hyperparameters(options: argparse.Namespace) -> BaseOptions:
+    """The hyperparameters that the command's options name."""
+    return BaseOptions(
+        rate=options.rate,
+        ema=options.ema,
+        shift=options.shift,
+        history_noise=options.history_noise,
+        open_captions=options.open_captions,
+        away_share=options.away_share,
+        focus=options.focus,
+        place_share=options.place_share,
+        described=options.described,
+        whole_steps=options.whole_steps,
+        first_again=0 if options.bidirectional else BaseOptions.first_again,
+    )
+
+
+def export(modules: WanModules, path: str | Path, metadata: Mapping[str, str]) -> Path:
+    """Writes a transformer as bfloat16 safetensors under Wan 2.1's names. All processes call it, and one writes."""
+    state = {name: whole(t.detach()).to("cpu", torch.bfloat16) for name, t in modules.state_dict().items()}
+    path = Path(path)
+    if is_main():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: t.contiguous() for name, t in state.items()}, path, metadata={"format": "pt", **metadata})
+    return path

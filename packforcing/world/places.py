@@ -1,0 +1,114 @@
+"""Places: scenes under a name, which a video leaves and comes back to.
+
+A *tour* is a way through a few places, block by block. A place's clock stands still while it is not shown, so it comes
+back as it was left. The caption of a stretch of blocks names its place ("place two"). The first time it may also
+describe it ("place two: a red circle bounces on a blue background"); later only the history knows what the place looks
+like.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, cat
+
+from ..errors import PackForcingError
+from .drawing import render
+from .scenes import FPS, FRAME, LONGEST_START, Scene, sample_scene
+
+NAMES = ("one", "two", "three", "four")
+MOST_PLACES = 3  # in a tour
+FEWEST_BLOCKS = 3  # of a tour with a return
+STAY = 0.2  # how often a block shows the same place as the block before
+
+_PLACE = re.compile(rf"place (?P<name>{'|'.join(NAMES)})(?:: (?P<description>.+))?")
+
+
+def place_caption(name: str, description: str = "") -> str:
+    """The caption of a place: "place two", or with a description "place two: a red circle bounces ..."."""
+    return f"place {name}: {description}" if description else f"place {name}"
+
+
+def parse_place(caption: str) -> tuple[str, str]:
+    """The name and the description ("" if there is none) of a place's caption.
+
+    Raises PackForcingError for a caption that names no place.
+    """
+    match = _PLACE.fullmatch(" ".join(caption.lower().strip(" .").split()))
+    if match is None:
+        raise PackForcingError(
+            f"The caption '{caption}' names no place: begin with one of {', '.join(map(place_caption, NAMES))}, and "
+            "describe it after a colon, if you like."
+        )
+    return match["name"], match["description"] or ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A scene under a name."""
+
+    name: str  # one of NAMES
+    scene: Scene
+    start: int = 0  # frame of the scene that is shown first
+
+    def caption(self, described: bool) -> str:
+        return place_caption(self.name, self.scene.caption if described else "")
+
+
+@dataclass(frozen=True)
+class Tour:
+    """A way through places: `way` has the number of the place that each block shows."""
+
+    places: tuple[Place, ...]
+    way: tuple[int, ...]
+
+    def captions(self, described: Sequence[bool]) -> list[str]:
+        """The caption of each block. `described` says for each place whether its first stretch describes it."""
+        seen: set[int] = set()
+        captions: list[str] = []
+        for block, number in enumerate(self.way):
+            if block and number == self.way[block - 1]:
+                captions.append(captions[-1])
+                continue
+            captions.append(self.places[number].caption(number not in seen and described[number]))
+            seen.add(number)
+        return captions
+
+    @property
+    def returns(self) -> tuple[int, ...]:
+        """The blocks that show a place again which the block before did not show."""
+        way = self.way
+        return tuple(i for i in range(1, len(way)) if way[i] != way[i - 1] and way[i] in way[:i])
+
+    def pixels(self, block_frames: Sequence[int], size: int = FRAME) -> Tensor:
+        """The tour's frames [3, F, size, size] in [-1, 1]; `block_frames` are the video frames of each block."""
+        clock = [place.start for place in self.places]
+        parts = []
+        for number, frames in zip(self.way, block_frames, strict=True):
+            parts.append(render(self.places[number].scene, frames, FPS, size, clock[number]))
+            clock[number] += frames
+        return cat(parts, dim=1)
+
+
+def sample_way(rng: np.random.Generator, blocks: int) -> tuple[int, ...]:
+    """A random way of `blocks` blocks (FEWEST_BLOCKS or more) through two or three places, one of which comes back."""
+    while True:
+        way = [0]
+        while len(way) < blocks:
+            known = max(way) + 1
+            others = [number for number in range(min(known + 1, MOST_PLACES)) if number != way[-1]]
+            way.append(way[-1] if rng.random() < STAY else others[rng.integers(len(others))])
+        if Tour((), tuple(way)).returns:
+            return tuple(way)
+
+
+def sample_tour(seed: int | np.random.Generator, blocks: int) -> Tour:
+    """A random tour of `blocks` blocks through scenes of the training set, under names drawn anew."""
+    rng = np.random.default_rng(seed)
+    way = sample_way(rng, blocks)
+    names = rng.permutation(NAMES)[: max(way) + 1]
+    places = [Place(str(name), sample_scene(rng), int(rng.integers(LONGEST_START))) for name in names]
+    return Tour(tuple(places), way)
