@@ -49,11 +49,11 @@ class PlannedRun:
         return LongVideo(self.models, text, self.settings, on_step)
 
 
-def memory_demand(models: VideoModels, layout: Layout, blocks: int) -> MemoryDemand:
-    """What a video of that many blocks takes of the device beside the weights."""
+def memory_demand(models: VideoModels, layout: Layout, blocks: int, prompts: int = 1) -> MemoryDemand:
+    """What a video of that many blocks, and of a story of so many prompts, takes of the device beside the weights."""
     wan, vae = models.wan, models.vae
     decoder = None if vae is None else DecoderMemory(vae.dim, vae.dtype.itemsize)
-    return MemoryDemand(wan.shape, wan.dtype.itemsize, layout, blocks, decoder)
+    return MemoryDemand(wan.shape, wan.dtype.itemsize, layout, blocks, decoder, prompts)
 
 
 def fitted(settings: VideoSettings, demand: MemoryDemand, memory: DeviceMemory) -> VideoSettings:
@@ -65,9 +65,11 @@ def fitted(settings: VideoSettings, demand: MemoryDemand, memory: DeviceMemory) 
     return replace(settings, decode_frames=plan.frames, overlap=plan.overlap)
 
 
-def planned_run(models: VideoModels, settings: VideoSettings, blocks: int, memory: DeviceMemory) -> PlannedRun:
-    """A run of that many blocks. Raises what `fitted` raises."""
-    demand = memory_demand(models, settings.layout, blocks)
+def planned_run(
+    models: VideoModels, settings: VideoSettings, blocks: int, memory: DeviceMemory, prompts: int = 1
+) -> PlannedRun:
+    """A run of that many blocks, under a story of so many prompts. Raises what `fitted` raises."""
+    demand = memory_demand(models, settings.layout, blocks, prompts)
     return PlannedRun(models, fitted(settings, demand, memory), demand)
 
 

@@ -148,26 +148,27 @@ def parse_story(text: str) -> list[TimedPrompt]:
 
 def _timed(line: str, before: Sequence[TimedPrompt], what: str) -> TimedPrompt:
     time, *rest = line.split(maxsplit=1)
+    return timed_prompt(time, "".join(rest), before, what)
+
+
+def timed_prompt(time: str, prompt: str, before: Sequence[TimedPrompt], what: str) -> TimedPrompt:
+    """The prompt that follows those `before`. Raises PackForcingError, about `what`, when it cannot."""
     seconds = parse_time(time)
     if seconds is None:
         raise PackForcingError(
             f'{what} must begin with a time such as 0:20, 1:02:03 or 20, but "{time[:40]}" is none: put it before the '
             "prompt."
         )
-    if not rest:
+    if not prompt.strip():
         raise PackForcingError(f"{what} has a time but no prompt: write the prompt after it.")
-    check_order(seconds, before[-1].seconds if before else None, what)
-    return TimedPrompt(seconds, rest[0])
-
-
-def check_order(seconds: float, before: float | None, what: str) -> None:
-    """Raises PackForcingError, about `what`, unless a prompt's time is 0 or after that of the prompt before."""
-    if before is None and seconds != 0:
+    if not before and seconds != 0:
         raise PackForcingError(f"{what} is the first prompt and must start at 0:00.")
-    if before is not None and seconds <= before:
+    if before and seconds <= before[-1].seconds:
         raise PackForcingError(
-            f"{what} must start after the prompt before it, which starts at {time_of(before)}: put them in order."
+            f"{what} must start after the prompt before it, which starts at {time_of(before[-1].seconds)}: put them in "
+            "order."
         )
+    return TimedPrompt(seconds, prompt)
 
 
 def time_of(seconds: float) -> str:
@@ -177,6 +178,11 @@ def time_of(seconds: float) -> str:
     hours, minute = divmod(minutes, 60)
     start = f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
     return start + (f".{fraction:03}".rstrip("0") if fraction else "")
+
+
+def story_text(prompts: Sequence[TimedPrompt]) -> str:
+    """The text from which `parse_story` reads these prompts (fractions of a second to a thousandth)."""
+    return "\n".join(f"{time_of(prompt.seconds)} {prompt.prompt}" for prompt in prompts)
 
 
 def block_seconds(block: int, fps: float, block_frames: int) -> float:
