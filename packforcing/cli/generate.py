@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from ..command_options import (
     DTYPES,
@@ -24,7 +23,6 @@ from ..command_options import (
 )
 from ..config import FrameSize, Layout, Length
 from ..demo.models import SAMPLING, demo_compressor, demo_transformer, demo_vae
-from ..demo.text import encode_prompt
 from ..devices import memory_of, usable_device
 from ..errors import PackForcingError
 from ..files.compressor_file import load_compressor
@@ -36,12 +34,13 @@ from ..generate.schedule import UPDATES
 from ..generate.side_stream import overlap_wanted
 from ..inspector import picture, report
 from ..known_models import KNOWN_MODELS, SIZES, TINY
-from ..model.causal_wan import CausalWan, padded_prompt
+from ..model.causal_wan import CausalWan
 from ..model.compressor import TRAINING_FREE, CompressorChoice
 from ..model.load import check_speed, load_wan_modules, make_causal_wan
 from ..model.vae import WanVAE, load_vae
 from ..model.wan_modules import build_wan_modules
 from .options import Commands, add_speed_options
+from .prompts import Prompts, add_prompt_options, prompts_of
 
 if TYPE_CHECKING:
     from ..files.video import VideoWriter
@@ -53,6 +52,7 @@ def add_command(commands: Commands) -> None:
     """Adds `generate` and its options."""
     command = commands.add_parser("generate", help="make a video")
     add_model_options(command)
+    add_prompt_options(command)
     add_video_options(command, width=None, height=None, seconds=10.0)
     add_cache_options(command)
     command.add_argument("--seed", type=int, default=0)
@@ -70,19 +70,13 @@ def add_command(commands: Commands) -> None:
 
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
-    """The networks' files, and the prompt."""
+    """The networks' files."""
     command.add_argument("--model", default=TINY, help="'tiny' (the demo models), or a causal Wan checkpoint")
     command.add_argument("--weights", default="auto", choices=("auto", "ema", "raw"), help="of a training checkpoint")
     command.add_argument("--vae", help="the Wan 2.1 VAE's file; not for --model tiny")
     command.add_argument(
         "--compressor",
         help=f"a dual-branch compressor's file, or {NO_COMPRESSOR_FILE}; default: the model's own, if any",
-    )
-    prompt = command.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", help="for --model tiny")
-    prompt.add_argument(
-        "--text-embedding",
-        help="a safetensors file with one tensor [1, L, 4096]: the prompt, encoded by UMT5-XXL; L may be less than 512",
     )
 
 
@@ -99,6 +93,7 @@ class Request:
     device: torch.device
     dtype: torch.dtype  # of the transformer
     compressor: CompressorChoice
+    prompts: Prompts
 
 
 def requested(options: argparse.Namespace) -> Request:
@@ -107,6 +102,7 @@ def requested(options: argparse.Namespace) -> Request:
     size = FrameSize(options.width or usual.width, options.height or usual.height)
     config = cache_config(options)
     length = Length(options.seconds, options.fps, config.block_frames)
+    prompts = prompts_of(options, length)
     sampling = sampling_of(options)
     if not options.vae and options.model != TINY:
         raise PackForcingError("A video file needs the Wan 2.1 VAE: give --vae FILE.")
@@ -116,7 +112,7 @@ def requested(options: argparse.Namespace) -> Request:
     check_folder(options.picture, "picture")
     choice = compressor_choice(options)
     layout = Layout(config, size, choice.temporal_stride(config.block_frames))
-    return Request(layout, length, sampling, device, dtype_of(options.dtype, device), choice)
+    return Request(layout, length, sampling, device, dtype_of(options.dtype, device), choice, prompts)
 
 
 def sampling_of(options: argparse.Namespace) -> Sampling:
@@ -140,49 +136,30 @@ def compressor_choice(options: argparse.Namespace) -> CompressorChoice:
 # --- the models ------------------------------------------------------------------------------------------------
 
 
-def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[CausalWan, WanVAE, Tensor]:
-    """The transformer, the VAE and the encoded prompt [1, L, 4096] that the options name."""
+def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[CausalWan, WanVAE]:
+    """The transformer and the VAE that the options name."""
     if options.model == TINY:
-        if options.vae or options.text_embedding:
-            raise PackForcingError(
-                "The tiny model brings its own VAE and text encoder: leave --vae and --text-embedding out, and give "
-                "--prompt."
-            )
         modules = build_wan_modules(SIZES[TINY], demo_transformer())
         vae = load_vae(demo_vae(), device=options.device)
-        context = encode_prompt(options.prompt)
     else:
-        if options.text_embedding is None:
-            raise PackForcingError(
-                "A real model needs a prompt encoded by UMT5-XXL, and the command line has no UMT5: give "
-                "--text-embedding FILE, or generate in ComfyUI."
-            )
         modules = load_wan_modules(options.model, options.weights)
         vae = load_vae(read_state_dict(options.vae)[0], dtype, options.device)
-        context = padded_prompt(only_tensor(options.text_embedding))
-    return make_causal_wan(modules, options.device, dtype, options.linear_dtype, options.compile), vae, context
-
-
-def only_tensor(path: str) -> Tensor:
-    """The one tensor of a file. Raises PackForcingError when there are more, or none."""
-    tensors, _ = read_state_dict(path)
-    if len(tensors) != 1:
-        raise PackForcingError(f"{path} must hold one tensor, the encoded prompt [1, L, 4096], but has {len(tensors)}.")
-    tensor: Tensor = next(iter(tensors.values()))
-    return tensor
+    return make_causal_wan(modules, options.device, dtype, options.linear_dtype, options.compile), vae
 
 
 def prepared(options: argparse.Namespace, request: Request) -> LongVideo:
     """Loads the models and prepares them for the video. Raises PackForcingError when it does not fit the device."""
-    wan, vae, context = load_models(options, request.dtype)
+    contexts = request.prompts.contexts()  # first: a mistake in a small file is told before large ones are read
+    wan, vae = load_models(options, request.dtype)
     layout, device = request.layout, request.device
     compressor = request.compressor.build(layout.config.block_frames, wan.shape.dim, options.device)
     models = VideoModels(wan, vae, compressor)
     overlap = overlap_wanted(options.overlap, device)
     settings = VideoSettings(layout, request.sampling, options.fps, overlap=overlap)
-    planned = planned_run(models, settings, request.length.blocks, DeviceMemory(str(device), memory_of(device)))
+    memory = DeviceMemory(str(device), memory_of(device))
+    planned = planned_run(models, settings, request.length.blocks, memory, len(contexts))
     tune_models(models, layout, compiled=options.compile)
-    return planned.video(wan.embed_text(context))
+    return planned.video(request.prompts.story(contexts, wan.embed_text, request.length))
 
 
 # --- the video -------------------------------------------------------------------------------------------------
@@ -192,7 +169,8 @@ def run(options: argparse.Namespace) -> None:
     """Makes the video file, and says what came of it."""
     request = requested(options)
     size = request.layout.size
-    tags = {"comment": options.prompt} if options.prompt else {}
+    comment = request.prompts.comment
+    tags = {"comment": comment} if comment else {}
     from ..files.video import VideoWriter  # needs av, which `plan` and `bench` can do without
 
     with VideoWriter(options.output, options.fps, size.width, size.height, metadata=tags) as writer:

@@ -12,6 +12,7 @@ caller, and the compressor, one block late:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -29,11 +30,12 @@ from ..errors import PackForcingError
 from ..model.causal_wan import CausalWan, TextKV
 from ..model.compressor import Compressor
 from ..model.vae import StreamingDecoder, WanVAE
-from .record import BlockRecord, CacheRecord
+from .record import BlockRecord, CacheRecord, PromptRecord
 from .sampling import Sampling, noise_generator
 from .schedule import denoising_step, level_pairs, sigmas
 from .side_stream import SideStream
 from .stopwatch import Stopwatch
+from .story import Story, as_story
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def check_complete(models: VideoModels, layout: Layout) -> None:
         )
 
 
-def new_record(models: VideoModels, settings: VideoSettings) -> CacheRecord:
+def new_record(models: VideoModels, settings: VideoSettings, story: Story) -> CacheRecord:
     """The record of a run that has made no block yet."""
     wan, layout = models.wan, settings.layout
     compressor = models.compressor if layout.config.top_k else None
@@ -121,6 +123,8 @@ def new_record(models: VideoModels, settings: VideoSettings) -> CacheRecord:
         compressor="none" if compressor is None else compressor.name,
         dtype=str(wan.dtype).removeprefix("torch."),
         device=str(wan.device),
+        prompts=[PromptRecord(stretch.start, stretch.prompt) for stretch in story.stretches],
+        prompt_switch=story.switch,
     )
 
 
@@ -133,10 +137,10 @@ class LongVideo:
 
     Args:
         models: the transformer, the VAE and the compressor.
-        text: the prompt's `TextKV`.
+        text: the prompt's `TextKV`, or a story of several.
         settings: partitions, sizes, denoising and decoding.
-        on_step: called as on_step(block, step) before each model pass (the clean pass has step = steps); an exception
-            that it raises ends the run.
+        on_step: called as on_step(block, step) before each model pass (the clean pass, and each refreshed block's, has
+            step = steps); an exception that it raises ends the run.
 
     Raises PackForcingError when something is missing, before anything is computed.
     """
@@ -144,7 +148,7 @@ class LongVideo:
     def __init__(
         self,
         models: VideoModels,
-        text: TextKV,
+        text: TextKV | Story,
         settings: VideoSettings,
         on_step: Callable[[int, int], None] = no_callback,
     ) -> None:
@@ -152,7 +156,7 @@ class LongVideo:
         wan, vae, layout, batch = models.wan, models.vae, settings.layout, settings.batch
         config = layout.config
         self.wan = wan
-        self.text = text
+        self.story = as_story(text)
         self.layout = layout
         self.sampling = settings.sampling
         self.compressor = models.compressor
@@ -165,10 +169,11 @@ class LongVideo:
         self._deferred = self._side is not None and config.can_defer
         kind = DeferredCache if self._deferred else Cache
         self.cache = kind(layout, wan.shape, wan.device, wan.dtype, batch, wan.rotary)
-        self.record = new_record(models, settings)
+        self.record = new_record(models, settings, self.story)
         self._stopwatch = Stopwatch(wan.device)
         self._awaiting_clean_pass: _Made | None = None  # the newest block
         self._before: _Made | None = None  # the one before, where compressed blocks are late
+        self._recent: deque[Tensor] = deque(maxlen=config.recent_blocks)  # latents of the last blocks
         self._unfinished: list[_Made] = []  # made, but not yielded
 
     @property
@@ -231,8 +236,12 @@ class LongVideo:
         """Makes a block, or takes it as given."""
         self._clean_pass()
         index = len(self.record.blocks)
-        self.cache.begin(index)
+        if self.cache.block < index:  # else a run that was stopped within this block goes on
+            self.cache.begin(index)
         record = BlockRecord(index, selected=[])
+        if self.story.refreshes(index):
+            with self._stopwatch.stretch(record.seconds, "refresh"):
+                self._refresh(index)
         with self._stopwatch.stretch(record.seconds, "denoise"):
             if given is None:
                 latents = self._denoise(index)
@@ -245,6 +254,19 @@ class LongVideo:
         self.record.blocks.append(record)
         self._awaiting_clean_pass = made
         self._unfinished.append(made)
+        self._recent.append(latents)
+
+    def _refresh(self, index: int) -> None:
+        """Computes the recent blocks' keys and values again, oldest first, under the prompt of block `index`.
+
+        The result does not depend on what they were, so a run that is stopped in here can begin it again.
+        """
+        blocks, text = self.cache.partition.recent, self.story.text(index)
+        for block, latents in zip(blocks, list(self._recent)[len(self._recent) - len(blocks) :], strict=True):
+            self.on_step(block, self.sampling.steps)
+            self.cache.refresh(block)
+            self.wan.clean_pass(latents, text, self.cache, None)
+        self.cache.refreshed()
 
     def _decode(self, latents: Tensor, record: BlockRecord) -> Callable[[], Tensor | None]:
         """Decodes a block, or begins to. Returns a function that waits for its frames and returns them."""
@@ -273,10 +295,10 @@ class LongVideo:
     def _denoise(self, index: int) -> Tensor:
         """Denoises block `index` to normalised latents [B, 16, T, h, w]."""
         generator = noise_generator(self.sampling.seed, index)
-        x = self._noise(generator)
+        text, x = self.story.text(index), self._noise(generator)
         for step, (sigma, next_sigma) in enumerate(level_pairs(self.sampling.steps, self.sampling.shift)):
             self.on_step(index, step)
-            velocity = self.wan.denoise(x, sigma, self.text, self.cache)
+            velocity = self.wan.denoise(x, sigma, text, self.cache)
             x = denoising_step(x, velocity, sigma, next_sigma, self.sampling.update, partial(self._noise, generator))
         return x
 
@@ -285,8 +307,8 @@ class LongVideo:
         self.on_step(index, 0)
         mids = len(self.cache.partition.mid)
         if self.cache.config.selection == "affinity" and mids > self.cache.config.attended_mids(index) > 0:
-            noise = self._noise(noise_generator(self.sampling.seed, index))
-            self.wan.denoise(noise, sigmas(self.sampling.steps, self.sampling.shift)[0], self.text, self.cache)
+            noise, text = self._noise(noise_generator(self.sampling.seed, index)), self.story.text(index)
+            self.wan.denoise(noise, sigmas(self.sampling.steps, self.sampling.shift)[0], text, self.cache)
 
     def _check_finite(self, index: int, latents: Tensor) -> None:
         if not torch.isfinite(latents).all():
@@ -306,8 +328,10 @@ class LongVideo:
         self.on_step(block.index, self.sampling.steps)
         source = self._before if self._deferred else block
         compressed = None if source is None else self._compressed(source)
+        text = self.story.text(block.index)
+        compressed_text = text if source is None else self.story.text(source.index)
         with self._stopwatch.stretch(record.seconds, "clean_pass"):
-            self.wan.clean_pass(block.latents, self.text, self.cache, compressed)
+            self.wan.clean_pass(block.latents, text, self.cache, compressed, compressed_text)
             self.cache.end()
         if block.index == 0:
             self.record.rounding_error = self.cache.rounding_error

@@ -49,6 +49,7 @@ class MemoryDemand:
     layout: Layout  # partitions and frame size
     blocks: int  # length of the video
     vae: DecoderMemory | None = None  # None: nothing is decoded
+    prompts: int = 1  # of its story
 
     def bytes(self, frames_per_pass: int, overlap: bool = False) -> int:
         """Device bytes beside the weights.
@@ -59,7 +60,8 @@ class MemoryDemand:
         """
         config, size = self.layout.config, self.layout.size
         kept = config.bytes_per_value(self.itemsize)
-        held = self.model.kv_bytes(self.layout.context_tokens, kept) + self.model.kv_bytes(TEXT_TOKENS, self.itemsize)
+        held = self.model.kv_bytes(self.layout.context_tokens, kept)
+        held += self.model.kv_bytes(self.prompts * TEXT_TOKENS, self.itemsize)
         if kept < self.itemsize:  # one layer's is widened to be attended
             held += self.model.kv_bytes(self.layout.context_tokens, self.itemsize) // self.model.layers
         archived = config.archived_blocks(self.blocks) * self.layout.compressed_tokens_per_block

@@ -18,6 +18,7 @@ from ..model.causal_wan import TextKV
 from .autotune import tune_vae_layout, tuned_attention
 from .long_video import LongVideo, VideoModels, VideoSettings, no_callback
 from .memory_budget import DecoderMemory, MemoryDemand, decode_plan
+from .story import Story
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,16 @@ class PlannedRun:
         frames = self.settings.decode_frames or self.settings.layout.config.block_frames
         return self.demand.bytes(frames, self.settings.overlap)
 
-    def video(self, text: TextKV, on_step: Callable[[int, int], None] = no_callback) -> LongVideo:
+    def video(self, text: TextKV | Story, on_step: Callable[[int, int], None] = no_callback) -> LongVideo:
         """The video, of which no block is made yet. Raises what `LongVideo` raises."""
         return LongVideo(self.models, text, self.settings, on_step)
 
 
-def memory_demand(models: VideoModels, layout: Layout, blocks: int) -> MemoryDemand:
-    """What a video of that many blocks takes of the device beside the weights."""
+def memory_demand(models: VideoModels, layout: Layout, blocks: int, prompts: int = 1) -> MemoryDemand:
+    """What a video of that many blocks, and of a story of so many prompts, takes of the device beside the weights."""
     wan, vae = models.wan, models.vae
     decoder = None if vae is None else DecoderMemory(vae.dim, vae.dtype.itemsize)
-    return MemoryDemand(wan.shape, wan.dtype.itemsize, layout, blocks, decoder)
+    return MemoryDemand(wan.shape, wan.dtype.itemsize, layout, blocks, decoder, prompts)
 
 
 def fitted(settings: VideoSettings, demand: MemoryDemand, memory: DeviceMemory) -> VideoSettings:
@@ -64,9 +65,11 @@ def fitted(settings: VideoSettings, demand: MemoryDemand, memory: DeviceMemory) 
     return replace(settings, decode_frames=plan.frames, overlap=plan.overlap)
 
 
-def planned_run(models: VideoModels, settings: VideoSettings, blocks: int, memory: DeviceMemory) -> PlannedRun:
-    """A run of that many blocks. Raises what `fitted` raises."""
-    demand = memory_demand(models, settings.layout, blocks)
+def planned_run(
+    models: VideoModels, settings: VideoSettings, blocks: int, memory: DeviceMemory, prompts: int = 1
+) -> PlannedRun:
+    """A run of that many blocks, under a story of so many prompts. Raises what `fitted` raises."""
+    demand = memory_demand(models, settings.layout, blocks, prompts)
     return PlannedRun(models, fitted(settings, demand, memory), demand)
 
 

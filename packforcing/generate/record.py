@@ -12,7 +12,7 @@ from ..config import CacheConfig, FrameSize, ModelShape
 
 # The owners of cache memory, in the order in which a picture stacks them.
 PARTITIONS = ("sink", "recent", "current", "mid", "aside", "archive_device", "archive_host", "key_sums")
-STAGES = ("denoise", "decode", "wait", "compression", "clean_pass")
+STAGES = ("refresh", "denoise", "decode", "wait", "compression", "clean_pass")
 
 
 @dataclass
@@ -38,6 +38,14 @@ class BlockRecord:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PromptRecord:
+    """A stretch of the story."""
+
+    start: int  # first block
+    prompt: str  # its words; "" where they are not known
+
+
 @dataclass
 class CacheRecord:
     """The record of a run: its conditions, and one entry a block."""
@@ -52,6 +60,8 @@ class CacheRecord:
     device: str
     rounding_error: float = 0.0  # of keys and values in the configuration's kv_dtype: root mean square, relative
     blocks: list[BlockRecord] = field(default_factory=list)
+    prompts: list[PromptRecord] = field(default_factory=list)  # one a stretch; a run without a story has one, too
+    prompt_switch: str = "keep"  # what happens to the history where the prompt changes (`story.SWITCHES`)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, ready for JSON."""

@@ -179,9 +179,9 @@ MISTAKES = {
     "rate": (["plan", "--fps", "0"], "The frame rate must be above 0, but it is 0"),
     "partition": (["plan", "--sink", "6"], "sink_frames must be whole blocks of 4 latent frames, but it is 6: set it"),
     "small frame": (["plan", "--width", "48"], "at least 64x64 pixels, but the video is 48x480"),
-    "no model": (
+    "no embedding": (
         ["generate", "--model", "gone.pt", "--text-embedding", "gone.safetensors", "--vae", "gone.safetensors"],
-        "gone.pt does not exist",
+        "gone.safetensors does not exist",
     ),
     "no VAE": (
         ["generate", "--model", "gone.pt", "--text-embedding", "gone.safetensors"],
@@ -226,6 +226,14 @@ def test_a_mistake_is_one_sentence_on_standard_error(
     assert told in err
     assert len(err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []  # nothing half-made is left behind
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = tmp_path / "words.safetensors"
+    save_file({"prompt": torch.zeros(1, 5, 4096)}, words)
+    video = ["--output", str(tmp_path / "out.mp4")]
+    assert main(["generate", "--model", "gone.pt", "--text-embedding", str(words), "--vae", "gone.pt", *video]) == 1
+    assert "gone.pt does not exist" in capsys.readouterr().err
 
 
 def test_a_mistake_leaves_an_older_video_alone(tmp_path: Path):

@@ -40,6 +40,14 @@ def test_the_demand_is_that_of_the_models(models: VideoModels) -> None:
     assert memory_demand(replace(models, vae=None), LAYOUT, BLOCKS) == replace(with_vae, vae=None)
 
 
+def test_every_prompt_of_a_story_takes_memory(models: VideoModels) -> None:
+    """As much as its keys and values are, at Wan's 512 tokens."""
+    text = models.wan.embed_text(torch.zeros(1, 512, 4096))
+    held = sum(keys.nbytes + values.nbytes for keys, values in text.layers)
+    one, three = (planned_run(models, settings(), BLOCKS, DeviceMemory("cpu", None), prompts=n) for n in (1, 3))
+    assert three.needed_bytes - one.needed_bytes == 2 * held
+
+
 def test_a_run_decodes_in_the_fastest_way_that_fits(models: VideoModels) -> None:
     demand = memory_demand(models, LAYOUT, BLOCKS)
     whole = demand.bytes(4, overlap=True)
