@@ -38,6 +38,14 @@ class BlockRecord:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PromptRecord:
+    """A stretch of a story: the block from which its prompt rules, and the prompt's words ("" where not known)."""
+
+    start: int
+    prompt: str
+
+
 @dataclass
 class CacheRecord:
     """The record of a run: its conditions, and one entry a block."""
@@ -52,6 +60,8 @@ class CacheRecord:
     device: str
     rounding_error: float = 0.0  # of keys and values in the configuration's kv_dtype: root mean square, relative
     blocks: list[BlockRecord] = field(default_factory=list)
+    prompts: list[PromptRecord] = field(default_factory=list)  # one a stretch; also one for a single prompt
+    prompt_switch: str = "keep"  # what happens to the history when the prompt changes
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, ready for JSON."""
