@@ -153,9 +153,10 @@ def memory_by_owner(video: LongVideo, peak_bytes: int | None) -> dict[str, int |
     itself. The host archive is part of the peak on the CPU only.
     """
     cache, archive = video.cache, video.cache.archive
+    texts = [pair for stretch in video.story.stretches for pair in stretch.text.layers]
     held = {
         "weights": _parameter_bytes(video.wan.modules),
-        "text": sum(keys.nbytes + values.nbytes for keys, values in video.text.layers),
+        "text": sum(keys.nbytes + values.nbytes for keys, values in texts),
         "vae": _parameter_bytes(video.vae) if isinstance(video.vae, WanVAE) else 0,
         "kv_buffers": cache.allocated_bytes - archive.device_bytes - archive.allocated_key_sum_bytes,
         "archive_device": archive.device_bytes,

@@ -29,11 +29,12 @@ from ..errors import PackForcingError
 from ..model.causal_wan import CausalWan, TextKV
 from ..model.compressor import Compressor
 from ..model.vae import StreamingDecoder, WanVAE
-from .record import BlockRecord, CacheRecord
+from .record import BlockRecord, CacheRecord, PromptRecord
 from .sampling import Sampling, noise_generator
 from .schedule import denoising_step, level_pairs, sigmas
 from .side_stream import SideStream
 from .stopwatch import Stopwatch
+from .story import Story, as_story
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def check_complete(models: VideoModels, layout: Layout) -> None:
         )
 
 
-def new_record(models: VideoModels, settings: VideoSettings) -> CacheRecord:
+def new_record(models: VideoModels, settings: VideoSettings, story: Story) -> CacheRecord:
     """The record of a run that has made no block yet."""
     wan, layout = models.wan, settings.layout
     compressor = models.compressor if layout.config.top_k else None
@@ -121,6 +122,8 @@ def new_record(models: VideoModels, settings: VideoSettings) -> CacheRecord:
         compressor="none" if compressor is None else compressor.name,
         dtype=str(wan.dtype).removeprefix("torch."),
         device=str(wan.device),
+        prompts=[PromptRecord(stretch.start, stretch.prompt) for stretch in story.stretches],
+        prompt_switch=story.switch,
     )
 
 
@@ -133,7 +136,7 @@ class LongVideo:
 
     Args:
         models: the transformer, the VAE and the compressor.
-        text: the prompt's `TextKV`.
+        text: the prompt's `TextKV`, or a story of several.
         settings: partitions, sizes, denoising and decoding.
         on_step: called as on_step(block, step) before each model pass (the clean pass has step = steps); an exception
             that it raises ends the run.
@@ -144,7 +147,7 @@ class LongVideo:
     def __init__(
         self,
         models: VideoModels,
-        text: TextKV,
+        text: TextKV | Story,
         settings: VideoSettings,
         on_step: Callable[[int, int], None] = no_callback,
     ) -> None:
@@ -152,7 +155,7 @@ class LongVideo:
         wan, vae, layout, batch = models.wan, models.vae, settings.layout, settings.batch
         config = layout.config
         self.wan = wan
-        self.text = text
+        self.story = as_story(text)
         self.layout = layout
         self.sampling = settings.sampling
         self.compressor = models.compressor
@@ -165,7 +168,7 @@ class LongVideo:
         self._deferred = self._side is not None and config.can_defer
         kind = DeferredCache if self._deferred else Cache
         self.cache = kind(layout, wan.shape, wan.device, wan.dtype, batch, wan.rotary)
-        self.record = new_record(models, settings)
+        self.record = new_record(models, settings, self.story)
         self._stopwatch = Stopwatch(wan.device)
         self._awaiting_clean_pass: _Made | None = None  # the newest block
         self._before: _Made | None = None  # the one before, where compressed blocks are late
@@ -273,10 +276,10 @@ class LongVideo:
     def _denoise(self, index: int) -> Tensor:
         """Denoises block `index` to normalised latents [B, 16, T, h, w]."""
         generator = noise_generator(self.sampling.seed, index)
-        x = self._noise(generator)
+        text, x = self.story.text(index), self._noise(generator)
         for step, (sigma, next_sigma) in enumerate(level_pairs(self.sampling.steps, self.sampling.shift)):
             self.on_step(index, step)
-            velocity = self.wan.denoise(x, sigma, self.text, self.cache)
+            velocity = self.wan.denoise(x, sigma, text, self.cache)
             x = denoising_step(x, velocity, sigma, next_sigma, self.sampling.update, partial(self._noise, generator))
         return x
 
@@ -285,8 +288,8 @@ class LongVideo:
         self.on_step(index, 0)
         mids = len(self.cache.partition.mid)
         if self.cache.config.selection == "affinity" and mids > self.cache.config.attended_mids(index) > 0:
-            noise = self._noise(noise_generator(self.sampling.seed, index))
-            self.wan.denoise(noise, sigmas(self.sampling.steps, self.sampling.shift)[0], self.text, self.cache)
+            noise, text = self._noise(noise_generator(self.sampling.seed, index)), self.story.text(index)
+            self.wan.denoise(noise, sigmas(self.sampling.steps, self.sampling.shift)[0], text, self.cache)
 
     def _check_finite(self, index: int, latents: Tensor) -> None:
         if not torch.isfinite(latents).all():
@@ -306,8 +309,10 @@ class LongVideo:
         self.on_step(block.index, self.sampling.steps)
         source = self._before if self._deferred else block
         compressed = None if source is None else self._compressed(source)
+        text = self.story.text(block.index)
+        compressed_text = text if source is None else self.story.text(source.index)
         with self._stopwatch.stretch(record.seconds, "clean_pass"):
-            self.wan.clean_pass(block.latents, self.text, self.cache, compressed)
+            self.wan.clean_pass(block.latents, text, self.cache, compressed, compressed_text)
             self.cache.end()
         if block.index == 0:
             self.record.rounding_error = self.cache.rounding_error

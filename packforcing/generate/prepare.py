@@ -18,6 +18,7 @@ from ..model.causal_wan import TextKV
 from .autotune import tune_vae_layout, tuned_attention
 from .long_video import LongVideo, VideoModels, VideoSettings, no_callback
 from .memory_budget import DecoderMemory, MemoryDemand, decode_plan
+from .story import Story
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class PlannedRun:
         frames = self.settings.decode_frames or self.settings.layout.config.block_frames
         return self.demand.bytes(frames, self.settings.overlap)
 
-    def video(self, text: TextKV, on_step: Callable[[int, int], None] = no_callback) -> LongVideo:
+    def video(self, text: TextKV | Story, on_step: Callable[[int, int], None] = no_callback) -> LongVideo:
         """The video, of which no block is made yet. Raises what `LongVideo` raises."""
         return LongVideo(self.models, text, self.settings, on_step)
 

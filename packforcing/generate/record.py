@@ -40,10 +40,10 @@ class BlockRecord:
 
 @dataclass(frozen=True)
 class PromptRecord:
-    """A stretch of a story: the block from which its prompt rules, and the prompt's words ("" where not known)."""
+    """A stretch of the story."""
 
-    start: int
-    prompt: str
+    start: int  # first block
+    prompt: str  # its words; "" where they are not known
 
 
 @dataclass
@@ -60,8 +60,8 @@ class CacheRecord:
     device: str
     rounding_error: float = 0.0  # of keys and values in the configuration's kv_dtype: root mean square, relative
     blocks: list[BlockRecord] = field(default_factory=list)
-    prompts: list[PromptRecord] = field(default_factory=list)  # one a stretch; also one for a single prompt
-    prompt_switch: str = "keep"  # what happens to the history when the prompt changes
+    prompts: list[PromptRecord] = field(default_factory=list)  # one a stretch; a run without a story has one, too
+    prompt_switch: str = "keep"  # what happens to the history where the prompt changes (`story.SWITCHES`)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, ready for JSON."""

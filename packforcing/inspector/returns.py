@@ -6,14 +6,14 @@ mid blocks, if it is not in the sink. So that block's selection tells whether th
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import chain, pairwise
 
 import numpy as np
 
 from ..generate.record import BlockRecord, CacheRecord
-from .facts import selected_by
+from .facts import attended_mids, selected_by
 
 PLACE = "place "  # how a prompt begins that names a place; the name ends at the first colon
 
@@ -35,6 +35,7 @@ class Return:
     earlier: tuple[StretchBlocks, ...]  # the stretches of the same prompt before it, oldest first
     choices: tuple[int, ...]  # the mid blocks that the first block could choose from
     taken: dict[int, int]  # mid block of an earlier stretch, and by how many layers it was taken up; oldest first
+    attended: int  # mid blocks that a layer attended
     layers: int  # layers that attended mid blocks
     layers_taken: int  # those of them that took up at least one mid block of an earlier stretch
     share: (
@@ -51,6 +52,11 @@ class Return:
     def earlier_mids(self) -> tuple[int, ...]:
         """Those of `choices` that are of earlier stretches."""
         return tuple(block for block in self.choices if any(block in stretch.blocks for stretch in self.earlier))
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether `share` tells anything: a layer could leave mid blocks out, and some but not all show the prompt."""
+        return 0 < self.attended < len(self.choices) and 0 < len(self.earlier_mids) < len(self.choices)
 
 
 def prompt_key(prompt: str) -> str:
@@ -110,6 +116,17 @@ def chance_share(choices: Collection[int], wanted: Collection[int]) -> float | N
     return len(set(choices) & set(wanted)) / len(choices) if choices else None
 
 
+def runs(numbers: Iterable[int]) -> list[range]:
+    """Rising whole numbers as ranges without gaps."""
+    found: list[range] = []
+    for number in numbers:
+        if found and found[-1].stop == number:
+            found[-1] = range(found[-1].start, number + 1)
+        else:
+            found.append(range(number, number + 1))
+    return found
+
+
 def _return(
     record: CacheRecord, stretch: StretchBlocks, earlier: tuple[StretchBlocks, ...], first: BlockRecord
 ) -> Return:
@@ -123,6 +140,7 @@ def _return(
         earlier=earlier,
         choices=choices,
         taken={int(block): int(count) for block, count in zip(blocks, layers, strict=True)},
+        attended=attended_mids(first),
         layers=sum(bool(mids) for mids in first.selected),
         layers_taken=sum(bool(mids) for mids in taken),
         share=selected_share(first, shown),

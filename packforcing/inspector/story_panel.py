@@ -8,7 +8,7 @@ from ..generate.record import CacheRecord
 from .canvas import Box, Canvas, Font, Fonts, bin_of, edges
 from .colours import FAINT, PROMPT_TEXT, RETURN, Colour, prompt_colour
 from .facts import clock, counted
-from .returns import StretchBlocks, returns, stretches
+from .returns import StretchBlocks, returns, runs, stretches
 from .words import fitted, readable, text_width
 
 TIMES, BARS, GAP = 17, 38, 5  # heights: the times, the prompts' bars, and the room below them
@@ -50,17 +50,6 @@ def draw_story(canvas: Canvas, box: Box, record: CacheRecord, blocks: int) -> No
         across = _widened(_span(range(found.block, found.block + 1), blocks, box.width))
         for up in _joined(_widened(_span(run, blocks, box.height)) for run in runs(found.taken)):
             _frame(canvas, box, across, up)
-
-
-def runs(numbers: Iterable[int]) -> list[range]:
-    """Rising whole numbers as ranges without gaps."""
-    found: list[range] = []
-    for number in numbers:
-        if found and found[-1].stop == number:
-            found[-1] = range(found[-1].start, number + 1)
-        else:
-            found.append(range(number, number + 1))
-    return found
 
 
 def bar_words(stretch: StretchBlocks, fonts: Fonts, width: int) -> tuple[list[str], Font]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +27,51 @@ from .attention import Attention, fast_attention
 from .wan_protocol import BlockModules, as_wan
 
 
+class Text(Protocol):
+    """What a pass runs under: a prompt, or what is made of several."""
+
+    def attend(self, layer: int, queries: Tensor, attention: Attention) -> Tensor:
+        """The attention of queries [B, L, H, D] to the prompt at one layer, [B, L, H, D]."""
+
+
 @dataclass(frozen=True)
 class TextKV:
     """Keys and values [B, L, H, D] of the prompt at each layer: the same in every pass, so made once a run."""
 
     layers: tuple[tuple[Tensor, Tensor], ...]
+
+    def attend(self, layer: int, queries: Tensor, attention: Attention) -> Tensor:
+        return attention(queries, *self.layers[layer])
+
+
+@dataclass(frozen=True)
+class BlendedText:
+    """Two prompts at once: what the attention to each gives is mixed, so they may have different numbers of tokens."""
+
+    old: Text
+    new: Text
+    weight: float  # of the new one, in [0, 1]
+
+    def attend(self, layer: int, queries: Tensor, attention: Attention) -> Tensor:
+        old, new = (text.attend(layer, queries, attention) for text in (self.old, self.new))
+        return torch.lerp(old, new, self.weight)
+
+
+@dataclass(frozen=True)
+class SplitText:
+    """One prompt for the first `full` tokens, another for the others.
+
+    All tokens attend to both prompts, and what is not theirs is dropped. So shapes are those of a pass under one
+    prompt, and a token's bits as well. It is needed in one pass a switch, and costs about 1% of that.
+    """
+
+    first: Text
+    rest: Text
+    full: int
+
+    def attend(self, layer: int, queries: Tensor, attention: Attention) -> Tensor:
+        first, rest = (text.attend(layer, queries, attention) for text in (self.first, self.rest))
+        return torch.cat((first[:, : self.full], rest[:, self.full :]), dim=1)
 
 
 def time_features(timestep: Tensor, dim: int) -> Tensor:
@@ -178,7 +219,7 @@ class CausalWan:
 
     # ------------------------------------------------------------------ passes
 
-    def denoise(self, x: Tensor, sigma: float | Tensor, text: TextKV, cache: Cache) -> Tensor:
+    def denoise(self, x: Tensor, sigma: float | Tensor, text: Text, cache: Cache) -> Tensor:
         """Predicts the velocity of the current block (docs/method.md, section 7, step 2).
 
         Args:
@@ -192,14 +233,16 @@ class CausalWan:
         hidden = self.patch_tokens(x)
         for layer, block in enumerate(self.modules.blocks):
             attend = partial(self._attend, layer, block, cache=cache, full=hidden.shape[1])
-            given = block, hidden, block.modulation.to(hidden) + modulations, text.layers[layer], attend
+            given = block, hidden, block.modulation.to(hidden) + modulations, self._prompt(text, layer), attend
             if self.recompute and torch.is_grad_enabled():
                 hidden = checkpoint(self._layer, *given, use_reentrant=False)
             else:
                 hidden = self._layer(*given)
         return self._unpatchify(self._head(hidden, time), x)
 
-    def clean_pass(self, x0: Tensor, text: TextKV, cache: Cache, compressed: Tensor | None) -> None:
+    def clean_pass(
+        self, x0: Tensor, text: Text, cache: Cache, compressed: Tensor | None, compressed_text: Text | None = None
+    ) -> None:
         """The clean pass: writes the block's keys and values, and beside it those of a compressed form.
 
         Compressed tokens share every linear layer with the full ones but attend on their own, so the full-resolution
@@ -208,19 +251,22 @@ class CausalWan:
         Args:
             x0: the finished block, normalised latents [B, 16, T, h, w].
             compressed: the compressor's hidden tokens [B, N_c, d]; None for a block that never becomes a mid block.
+            compressed_text: the prompt of the block that they are the compressed form of; None: `text`.
         """
         hidden = self.patch_tokens(x0)
         full = hidden.shape[1]
+        own = text if compressed_text is None else compressed_text
         if compressed is None:
             self._clean_pass(hidden, full, text, cache)
         elif torch.is_grad_enabled():
             # One after the other: the full tokens of a frozen model then carry no graph, and take no memory for it.
             self._clean_pass(hidden, full, text, cache)
-            self._clean_pass(compressed.to(hidden), 0, text, cache)
+            self._clean_pass(compressed.to(hidden), 0, own, cache)
         else:  # together: the weights are read once
-            self._clean_pass(torch.cat((hidden, compressed.to(hidden)), dim=1), full, text, cache)
+            both = text if own is text else SplitText(text, own, full)
+            self._clean_pass(torch.cat((hidden, compressed.to(hidden)), dim=1), full, both, cache)
 
-    def _clean_pass(self, hidden: Tensor, full: int, text: TextKV, cache: Cache) -> None:
+    def _clean_pass(self, hidden: Tensor, full: int, text: Text, cache: Cache) -> None:
         """The clean pass of hidden tokens [B, L, d]: the first `full` at full resolution, the others compressed."""
         _, modulations = self._modulations(0.0, hidden.shape[0])
         last = len(self.modules.blocks) - 1
@@ -230,7 +276,11 @@ class CausalWan:
                 self._store(layer, block, hidden, modulation, cache, full)
                 return
             attend = partial(self._attend, layer, block, cache=cache, full=full)
-            hidden = self._layer(block, hidden, modulation, text.layers[layer], attend)
+            hidden = self._layer(block, hidden, modulation, self._prompt(text, layer), attend)
+
+    def _prompt(self, text: Text, layer: int) -> Callable[[Tensor], Tensor]:
+        """The attention to the prompt at one layer, of queries [B, L, H, D]."""
+        return partial(text.attend, layer, attention=self.attention)
 
     def _attend(
         self, layer: int, block: BlockModules, hidden: Tensor, modulation: Tensor, cache: Cache, full: int
@@ -261,12 +311,12 @@ class CausalWan:
         block: BlockModules,
         hidden: Tensor,
         modulation: Tensor,
-        text: tuple[Tensor, Tensor],
+        prompt: Callable[[Tensor], Tensor],
         attend: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
         """One transformer layer: self-attention, cross-attention to the prompt, feed-forward; hidden is [B, L, d]."""
         hidden, queries = self._parts.after_attention(block, hidden, attend(hidden, modulation), modulation, self.heads)
-        return self._parts.after_prompt(block, hidden, self.attention(queries, *text), modulation)
+        return self._parts.after_prompt(block, hidden, prompt(queries), modulation)
 
     def _head(self, hidden: Tensor, time: Tensor) -> Tensor:
         head = self.modules.head

@@ -186,7 +186,7 @@ class StubWan:
         self.seen.append((cache.block, sigma, x.clone()))
         return self.velocity(x, sigma, cache.block)
 
-    def clean_pass(self, x0: Tensor, text: None, cache: Cache, compressed: Tensor | None) -> None:
+    def clean_pass(self, x0: Tensor, text: None, cache: Cache, *compressed: Any) -> None:
         self.seen.append((cache.block, 0.0, x0.clone()))
 
 
