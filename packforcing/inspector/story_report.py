@@ -83,4 +83,5 @@ def _all_line(found: list[Return]) -> str:
         return f"  all {len(found):,}: the layers had no choice yet"
     share, chance = (float(np.mean([getattr(each, name) for each in chosen])) for name in ("share", "chance"))
     of = "" if len(chosen) == len(found) else f" of {len(found):,}, where layers had a choice"
-    return f"  mean of {len(chosen):,}{of}: {share:.0%} of the mids taken up show the returning prompt, {chance:.0%} by chance"
+    told = f"{share:.0%} of the mids taken up show the returning prompt, {chance:.0%} by chance"
+    return f"  mean of {len(chosen):,}{of}: {told}"
