@@ -17,17 +17,14 @@ MOST_RUNS = 2  # of block numbers
 
 
 def story_report(record: CacheRecord) -> str:
-    """A heading, a line for each of the first returns, and a line for all; "" for a video of one prompt."""
+    """A heading, a line for each of the first returns, and one for all; "" for a video of one prompt."""
     story, found = stretches(record), returns(record)
     if len(story) < 2:
         return ""
     prompts = counted(len({stretch.number for stretch in story}), "prompt")
     counts = f"{len(story):,} stretches of {prompts}, {counted(len(found), 'return')}"
-    lines = [f"Story: {counts}; the history at a switch: {record.prompt_switch}"]
-    lines += [_return_line(record, each) for each in found[:MOST_RETURNS]]
-    if len(found) > 1:
-        lines.append(_all_line(found))
-    return "\n".join(lines)
+    heading = f"Story: {counts}; the history at a switch: {record.prompt_switch}"
+    return "\n".join([heading, *(_return_line(record, each) for each in found[:MOST_RETURNS]), *_last_line(found)])
 
 
 def number_list(numbers: Iterable[int]) -> str:
@@ -40,7 +37,7 @@ def number_list(numbers: Iterable[int]) -> str:
 
 def _return_line(record: CacheRecord, found: Return) -> str:
     """When a prompt returns, and what its first block took up: as much of it as there is room for."""
-    start = f"  {clock(record, found.block):<8}'"
+    start = f"  {clock(record, found.block)}  '"
     prompt = " ".join(found.stretch.prompt.split())
     for what in _taken_up(record, found):
         room = WIDTH - len(start) - len(what)
@@ -58,7 +55,7 @@ def _taken_up(record: CacheRecord, found: Return) -> list[str]:
         return [f"' returns: all {mids:,} mid blocks show it"]
     if not found.has_choice:
         return [f"' returns: all {mids:,} mid blocks are attended, {past:,} of them show it"]
-    shares = f"{found.share:.0%} of their mids, {found.chance:.0%} by chance"
+    shares = f"{found.share:.0%} of mids, {found.chance:.0%} by chance"
     if not found.taken:
         return [f"' returns: no layer took up a block of its past: {shares}"]
     *_, last = found.taken
@@ -76,12 +73,14 @@ def _where(record: CacheRecord, found: Return) -> str:
     return f"its past is in {' and '.join(held)} only" if held else "its past is no longer in the cache"
 
 
-def _all_line(found: list[Return]) -> str:
-    """The mean over all returns whose layers had a choice."""
+def _last_line(found: list[Return]) -> list[str]:
+    """The mean over all returns whose layers had a choice. It also says what the shares are of."""
     chosen = [each for each in found if each.has_choice]
     if not chosen:
-        return f"  all {len(found):,}: the layers had no choice yet"
+        return []
+    if len(found) == 1:
+        return ["  (of the mids taken up, those that show the returning prompt; by chance: of all that could be)"]
     share, chance = (float(np.mean([getattr(each, name) for each in chosen])) for name in ("share", "chance"))
     of = "" if len(chosen) == len(found) else f" of {len(found):,}, where layers had a choice"
     told = f"{share:.0%} of the mids taken up show the returning prompt, {chance:.0%} by chance"
-    return f"  mean of {len(chosen):,}{of}: {told}"
+    return [f"  mean of {len(chosen):,}{of}: {told}"]

@@ -158,6 +158,16 @@ def test_a_return_among_hundreds_of_blocks_is_seen():
     assert white(image, around) == white(image, panel(record, 599))
 
 
+def test_frames_that_would_overlap_are_one():
+    record = make_record(
+        600, [0, 200, 400], ["a", "b", "a"], lambda block, _: [100, 103, 106] if block == 400 else None
+    )
+    pixels = (np.array(picture(record).crop(panel(record, 599))) == WHITE).all(axis=2)
+    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+    height, width = int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
+    assert pixels.sum() == height * width - (height - 4) * (width - 4)
+
+
 def test_hundreds_of_prompts_have_their_colours():
     colours = [prompt_colour(i) for i in range(18)]
     assert len(set(colours)) == 18
@@ -261,21 +271,22 @@ def test_a_return_is_told():
     record = make_record(24, [0, 8, 16], ["a", "b", "a"], lambda block, layer: taken.get((block, layer)))
     assert story_lines(record) == [
         "Story: 3 stretches of 2 prompts, 1 return; the history at a switch: keep",
-        "  0:16    'a' returns: 2 of 3 layers took up blocks 3, 4 (0:03 to 0:05): 33% of their mids, 46% by chance",
+        "  0:16  'a' returns: 2 of 3 layers took up blocks 3, 4 (0:03 to 0:05): 33% of mids, 46% by chance",
+        "  (of the mids taken up, those that show the returning prompt; by chance: of all that could be)",
     ]
 
 
 @pytest.mark.parametrize(
     ("starts", "top_k", "choice", "told"),
     [
-        ([0, 8, 16], 3, [10, 11, 12], "no layer took up a block of its past: 0% of their mids, 46% by chance"),
+        ([0, 8, 16], 3, [10, 11, 12], "no layer took up a block of its past: 0% of mids, 46% by chance"),
         (
             [0, 8, 16],
             3,
             [2, 3, 10],
-            "3 of 3 layers took up blocks 2, 3 (0:02 to 0:04): 67% of their mids, 46% by chance",
+            "3 of 3 layers took up blocks 2, 3 (0:02 to 0:04): 67% of mids, 46% by chance",
         ),
-        ([0, 8, 16], 3, [5, 10, 11], "3 of 3 layers took up block 5 (0:05 to 0:06): 33% of their mids, 46% by chance"),
+        ([0, 8, 16], 3, [5, 10, 11], "3 of 3 layers took up block 5 (0:05 to 0:06): 33% of mids, 46% by chance"),
         ([0, 8, 16], 13, None, "all 13 mid blocks are attended, 6 of them show it"),
         ([0, 2, 16], 3, None, "its past is in sink only"),
         ([0, 15, 16], 3, None, "all 13 mid blocks show it"),
@@ -284,7 +295,7 @@ def test_a_return_is_told():
 )
 def test_what_is_told_of_a_return(starts, top_k, choice, told):
     record = make_record(24, starts, ["a", "b", "a"], lambda block, _: choice if block == 16 else None, top_k)
-    assert story_lines(record)[1] == f"  0:16    'a' returns: {told}"
+    assert story_lines(record)[1] == f"  0:16  'a' returns: {told}"
 
 
 def test_a_past_that_is_nowhere_or_recent_is_told():
