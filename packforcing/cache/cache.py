@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +22,9 @@ from ..fp8 import FP8, saturated
 from .archive import Archive
 from .fp8_kv import ExactTokens, Fp8Buffer, rounding_error
 from .kv_buffer import KVBuffer
+from .layer_cache import Attended, LayerCache, MidSlot
 from .positions import Anchors, anchors, mid_anchors
-from .rope import EAGER_ROTARY, RotaryOps, rotate
+from .rope import EAGER_ROTARY, RotaryOps, Rotation, rotate
 from .rotations import BlockRotations
 from .selection import affinity, sampled_queries, scored_heads, token_sum, top_k
 
@@ -46,38 +45,13 @@ def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(firsts, lasts, strict=True))
 
 
-class Attended(NamedTuple):
-    """What one attention takes: queries [B, Lq, H, D], and the keys and values [B, Lk, H, D] that they attend to."""
-
-    queries: Tensor
-    keys: Tensor
-    values: Tensor
-
-
-class MidSlot(NamedTuple):
-    """What a mid slot holds: a block, where its first frame stands, and the distance of its latent frames."""
-
-    block: int
-    anchor: float
-    scale: float
-
-
-@dataclass
-class LayerCache:
-    """One layer's part of the cache."""
-
-    kv: KVBuffer
-    mid_slots: list[MidSlot | None]  # top_k of them
-    selected: list[int] | None = None  # mid blocks that the current block attends to; None: not chosen yet
-
-
 class Cache:
     """Keys and values of the history, and of the block being made.
 
     The life of a block: `begin(i)`; then, in every pass and layer, `attend` with the block's tokens; in the clean pass
     also `attend_compressed` with those of its compressed form; then `end`. In between, the history is what the
     configuration's partition says for block i. The last layer of the clean pass attends to nothing any more, so there
-    it is `store` and `write_compressed`.
+    it is `store` and `write_compressed`. Right after `begin`, recent blocks may be computed again (`refresh`).
 
     Queries, keys and values are [B, L, H, D]. For generating only: what carries a gradient needs a `GradientCache`.
 
@@ -164,13 +138,31 @@ class Cache:
         self.partition = self.config.partition(block)
         self.anchors: Anchors = anchors(self.config, block)
         self.rotations.move(self.anchors)
-        for layer in self.layers:
-            layer.selected = None
         self.mid_slots_written = 0
         self.recent_rotated = 0
-        self._exact.begin(block)
         self._rotate_recent()
         self._slot_anchor[self._slot(block)] = self.anchors.current
+        self._open(block, self.rotations.current)
+
+    def refresh(self, block: int) -> None:
+        """Opens a recent block again: until `refreshed`, or the next `refresh`, passes are of this block.
+
+        They write into its slot, where it stands now. They attend to sinks, mid blocks (chosen by this block's
+        queries), the recent blocks before it, and itself.
+        """
+        recent = self.partition.recent
+        self._open(block, self.rotations.at(self.anchors.recent[recent.index(block)]))
+
+    def refreshed(self) -> None:
+        """Goes on with the current block, which chooses its own mid blocks."""
+        self._open(self.block, self.rotations.current)
+
+    def _open(self, block: int, place: Rotation) -> None:
+        """Passes are of this block from now on, whose tokens stand at `place`; no mid block is chosen yet."""
+        self._opened, self._place = block, place
+        for layer in self.layers:
+            layer.selected = None
+        self._exact.begin(self.block)
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Attended:
         """Takes the current block's queries, keys and values at one layer, none of them rotated.
@@ -231,15 +223,24 @@ class Cache:
 
     def rotate_queries(self, queries: Tensor) -> Tensor:
         """The current block's queries where the block stands."""
-        return self._rotary.rotate(queries, self.rotations.current)
+        return self._rotary.rotate(queries, self._place)
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Writes the current block's keys (rotated here) and values [B, N, H, D] into its slot."""
-        self.layers[layer].kv.write(self.block_tokens(self.block), keys, values, self.rotations.current)
+        self.layers[layer].kv.write(self.block_tokens(self._opened), keys, values, self._place)
 
     def context(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values that the current block attends to, itself included."""
-        return self.layers[layer].kv.read(self._valid)
+        """Keys and values that the current block attends to, itself included. Of a refreshed block they are copies."""
+        if self._opened == self.block:
+            return self.layers[layer].kv.read(self._valid)
+        recent = range(self.partition.recent.start, self._opened + 1)
+        return self._gathered(layer, recent, self.mid_tokens)
+
+    def _gathered(self, layer: int, recent: range, tail: slice) -> tuple[Tensor, Tensor]:
+        """Copies of the keys and values of sinks, some recent blocks, and what lies behind all full blocks."""
+        parts = [*map(self.block_tokens, (*self.partition.sink, *recent)), tail]
+        keys, values = (torch.cat([x[:, part] for part in parts], dim=1) for x in self.layers[layer].kv.read(tail.stop))
+        return keys, values
 
     # ------------------------------------------------------------------ selection
 
@@ -341,10 +342,7 @@ class Cache:
         Copies: the fastest attention kernels take no mask, and these queries are few.
         """
         end = self._valid + self.layout.compressed_tokens_per_block
-        parts = [self.block_tokens(block) for block in (*self.partition.sink, *self.partition.recent)]
-        parts.append(slice(self.mid_tokens.start, end))
-        keys, values = (torch.cat([x[:, part] for part in parts], dim=1) for x in self.layers[layer].kv.read(end))
-        return keys, values
+        return self._gathered(layer, self.partition.recent, slice(self.mid_tokens.start, end))
 
     def _kept(self, x: Tensor) -> Tensor:
         """Keys or values in the type in which they are kept."""

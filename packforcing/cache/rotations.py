@@ -51,12 +51,16 @@ class BlockRotations:
         if anchors == self._anchors:
             return
         self._anchors = anchors
-        size, frames = self._layout.size, self._layout.config.block_frames
-        self.current = self._of(block_positions(anchors.current, frames, size.rows, size.columns))
+        self.current = self.at(anchors.current)
         self.compressed = self._of(self._compressed_positions(anchors.current + self._base_times))
         self._mid = {}
         for anchor in anchors.mid:
             self._to_mid(anchor, anchors.mid_scale)
+
+    def at(self, anchor: float) -> Rotation:
+        """Rotation of the tokens of a block that stands at this anchor."""
+        size, frames = self._layout.size, self._layout.config.block_frames
+        return self._of(block_positions(anchor, frames, size.rows, size.columns))
 
     def by_time(self, offset: float) -> Rotation:
         """Rotation of any tokens by `offset` latent frames."""

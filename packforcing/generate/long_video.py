@@ -12,6 +12,7 @@ caller, and the compressor, one block late:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -138,8 +139,8 @@ class LongVideo:
         models: the transformer, the VAE and the compressor.
         text: the prompt's `TextKV`, or a story of several.
         settings: partitions, sizes, denoising and decoding.
-        on_step: called as on_step(block, step) before each model pass (the clean pass has step = steps); an exception
-            that it raises ends the run.
+        on_step: called as on_step(block, step) before each model pass (the clean pass, and each refreshed block's, has
+            step = steps); an exception that it raises ends the run.
 
     Raises PackForcingError when something is missing, before anything is computed.
     """
@@ -172,6 +173,7 @@ class LongVideo:
         self._stopwatch = Stopwatch(wan.device)
         self._awaiting_clean_pass: _Made | None = None  # the newest block
         self._before: _Made | None = None  # the one before, where compressed blocks are late
+        self._recent: deque[Tensor] = deque(maxlen=config.recent_blocks)  # latents of the last blocks
         self._unfinished: list[_Made] = []  # made, but not yielded
 
     @property
@@ -234,8 +236,12 @@ class LongVideo:
         """Makes a block, or takes it as given."""
         self._clean_pass()
         index = len(self.record.blocks)
-        self.cache.begin(index)
+        if self.cache.block < index:  # else a run that was stopped within this block goes on
+            self.cache.begin(index)
         record = BlockRecord(index, selected=[])
+        if self.story.refreshes(index):
+            with self._stopwatch.stretch(record.seconds, "refresh"):
+                self._refresh(index)
         with self._stopwatch.stretch(record.seconds, "denoise"):
             if given is None:
                 latents = self._denoise(index)
@@ -248,6 +254,19 @@ class LongVideo:
         self.record.blocks.append(record)
         self._awaiting_clean_pass = made
         self._unfinished.append(made)
+        self._recent.append(latents)
+
+    def _refresh(self, index: int) -> None:
+        """Computes the recent blocks' keys and values again, oldest first, under the prompt of block `index`.
+
+        The result does not depend on what they were, so a run that is stopped in here can begin it again.
+        """
+        blocks, text = self.cache.partition.recent, self.story.text(index)
+        for block, latents in zip(blocks, list(self._recent)[len(self._recent) - len(blocks) :], strict=True):
+            self.on_step(block, self.sampling.steps)
+            self.cache.refresh(block)
+            self.wan.clean_pass(latents, text, self.cache, None)
+        self.cache.refreshed()
 
     def _decode(self, latents: Tensor, record: BlockRecord) -> Callable[[], Tensor | None]:
         """Decodes a block, or begins to. Returns a function that waits for its frames and returns them."""

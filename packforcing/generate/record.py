@@ -12,7 +12,7 @@ from ..config import CacheConfig, FrameSize, ModelShape
 
 # The owners of cache memory, in the order in which a picture stacks them.
 PARTITIONS = ("sink", "recent", "current", "mid", "aside", "archive_device", "archive_host", "key_sums")
-STAGES = ("denoise", "decode", "wait", "compression", "clean_pass")
+STAGES = ("refresh", "denoise", "decode", "wait", "compression", "clean_pass")
 
 
 @dataclass

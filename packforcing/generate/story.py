@@ -187,7 +187,7 @@ def block_seconds(block: int, fps: float, block_frames: int) -> float:
 def start_block(seconds: float, fps: float, block_frames: int) -> int:
     """The block whose beginning is nearest to that time; of two equally near ones, the later."""
     frame = round(seconds * fps, 9)  # so that 2.3125 s * 16 fps is frame 37 in any rounding
-    guess = int(frame) // (4 * block_frames)
+    guess = (int(frame) + 3) // (4 * block_frames)  # the block that runs then
     return min((guess + 1, guess), key=lambda block: abs(video_frames(block * block_frames) - frame))
 
 
