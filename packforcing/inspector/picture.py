@@ -28,7 +28,8 @@ def picture(record: CacheRecord, width: int = 1280) -> Image.Image:
 
     From above they are: where every block of the history was, and how many layers selected it; the tokens attended, and
     those that a full cache would have held; the bytes in use. Where there are more blocks than pixels, a pixel shows
-    the most that any of its blocks was selected, and the mean of their tokens and bytes.
+    the most that any of its blocks was selected, and the mean of their tokens and bytes. A story of two or more
+    stretches adds its prompts above the first panel, and frames in it around what its returns took up.
 
     Raises PackForcingError when `width` is below 640 pixels.
     """
