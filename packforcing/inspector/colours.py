@@ -22,6 +22,20 @@ COLOURS: dict[str, Colour] = {
 }
 # A mid block that is only stored, and one that the fewest layers attend; with more layers it turns to COLOURS["mid"].
 STORED, FAINTEST_MID = (62, 66, 78), (112, 84, 34)
+# Of a story's prompts, under dark text; Paul Tol's light palette. Further prompts have the same colours, darker.
+PROMPTS: tuple[Colour, ...] = (
+    (119, 170, 221),
+    (238, 136, 102),
+    (187, 204, 51),
+    (255, 170, 187),
+    (153, 221, 255),
+    (238, 221, 136),
+    (170, 170, 0),
+    (68, 187, 153),
+    (221, 221, 221),
+)
+PROMPT_TEXT = (22, 24, 29)
+RETURN = (255, 255, 255)  # the frame around what a return took up
 LABELS = {
     "sink": "sink",
     "mid": "mid, attended",
@@ -39,4 +53,13 @@ def mid_colour(share: float) -> Colour:
     if share <= 0:
         return STORED
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(FAINTEST_MID, COLOURS["mid"], strict=True))
+    return red, green, blue
+
+
+def prompt_colour(number: int) -> Colour:
+    """The colour of a story's prompt, counted from 0; from 18 on the colours come again."""
+    colour = PROMPTS[number % len(PROMPTS)]
+    if number // len(PROMPTS) % 2 == 0:
+        return colour
+    red, green, blue = (round(0.68 * part) for part in colour)
     return red, green, blue

@@ -158,3 +158,13 @@ def seconds_per_block(record: CacheRecord) -> float:
 
 def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def clock(record: CacheRecord, block: int) -> str:
+    """When block `block` begins, such as "0:32" or "1:02:05"; with tenths where a block is shorter than a second."""
+    decimals = 0 if seconds_per_block(record) >= 1 else 1
+    seconds = round(video_frames(block * record.config.block_frames) / record.fps, decimals)
+    minutes, seconds = divmod(seconds, 60)
+    rest = f"{seconds:0{2 + 2 * (decimals > 0)}.{decimals}f}"
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours}:{minutes:02}:{rest}" if hours else f"{minutes}:{rest}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from PIL import Image
@@ -10,14 +10,17 @@ from PIL import Image
 from ..errors import PackForcingError
 from ..generate.record import PARTITIONS, CacheRecord
 from .canvas import Box, Canvas, Fonts, bin_of, draw_x_ticks, edges
-from .colours import COLOURS, FAINT, FULL, LABELS, PANEL, STORED, TEXT, Colour, mid_colour
+from .colours import COLOURS, FAINT, FULL, LABELS, PANEL, RETURN, STORED, TEXT, Colour, mid_colour
 from .facts import counted, frames_made, seconds_per_block
 from .panels import axis_blocks, bytes_now, draw_bytes, draw_partitions, draw_tokens, tokens_now
+from .returns import returns
+from .story_panel import BAND_HEIGHT, draw_story, has_story, story_fact
 
 SMALLEST_WIDTH = 640
 LEFT, RIGHT = 92, 28  # margins of the plots
 TITLE_HEIGHT, HEADING, LEGEND_ROW, TICKS, GAP = 76, 26, 22, 24, 22
 PANEL_HEIGHTS = (400, 190, 190)
+RETURN_LABEL = "taken up from the past of a prompt that returns"
 
 
 def picture(record: CacheRecord, width: int = 1280) -> Image.Image:
@@ -25,7 +28,8 @@ def picture(record: CacheRecord, width: int = 1280) -> Image.Image:
 
     From above they are: where every block of the history was, and how many layers selected it; the tokens attended, and
     those that a full cache would have held; the bytes in use. Where there are more blocks than pixels, a pixel shows
-    the most that any of its blocks was selected, and the mean of their tokens and bytes.
+    the most that any of its blocks was selected, and the mean of their tokens and bytes. A story of two or more
+    stretches adds its prompts above the first panel, and frames in it around what its returns took up.
 
     Raises PackForcingError when `width` is below 640 pixels.
     """
@@ -34,19 +38,21 @@ def picture(record: CacheRecord, width: int = 1280) -> Image.Image:
     fonts = Fonts()
     legends = _legends(record)
     rows = [_legend_rows(fonts, legend, width) for legend in legends]
-    boxes = _panel_boxes(width, [1 + max(row for row, _ in places) for places in rows])
+    boxes = _panel_boxes(record, width, [1 + max(row for row, _ in places) for places in rows])
     canvas = Canvas(width, boxes[-1].bottom + TICKS + 34, fonts)
     _draw_title(canvas, record, width)
     headings = (
-        ("Partitions over time", ""),
+        ("Partitions over time", story_fact(record)),
         ("Tokens attended", tokens_now(record)),
         ("Cache memory", bytes_now(record)),
     )
-    for box, heading, legend, places in zip(boxes, headings, legends, rows, strict=True):
-        _draw_legend(canvas, box, heading, legend, places)
+    for box, above, heading, legend, places in zip(boxes, _above(record), headings, legends, rows, strict=True):
+        _draw_legend(canvas, replace(box, top=box.top - above), heading, legend, places)
         canvas.draw.rectangle((box.left, box.top, box.right - 1, box.bottom - 1), fill=PANEL)
     for draw_panel, box in zip((draw_partitions, draw_tokens, draw_bytes), boxes, strict=True):
         draw_panel(canvas, box, record)
+    if has_story(record):
+        draw_story(canvas, boxes[0], record, axis_blocks(record))
     for box in boxes:
         draw_x_ticks(canvas, box, axis_blocks(record))
     label = f"block being made (a block is {seconds_per_block(record):.3g} s of video)"
@@ -58,7 +64,7 @@ def cell_box(record: CacheRecord, made: int, history: int, width: int = 1280) ->
     """Pixels (left, top, right, bottom; the last two excluded) of history block `history` while `made` was made."""
     fonts = Fonts()
     rows = [1 + max(row for row, _ in _legend_rows(fonts, legend, width)) for legend in _legends(record)]
-    box = _panel_boxes(width, rows)[0]
+    box = _panel_boxes(record, width, rows)[0]
     blocks = axis_blocks(record)
     across, up = edges(blocks, box.width), edges(blocks, box.height)
     column, row = bin_of(blocks, box.width, made), bin_of(blocks, box.height, history)
@@ -78,6 +84,7 @@ class _Swatch(Enum):
 
     RAMP = "the colours of mid blocks, from few layers to all"
     LINE = "the line of a full cache"
+    FRAME = "the frame around what a return took up"
 
 
 @dataclass(frozen=True)
@@ -101,9 +108,10 @@ def _legends(record: CacheRecord) -> tuple[list[_Entry], list[_Entry], list[_Ent
     if record.config.top_k:
         in_history += [_Entry("mid, attended by few to all layers", _Swatch.RAMP), _Entry("mid, stored only", STORED)]
         attended.append(mid)
+    shows = [_Entry(RETURN_LABEL, _Swatch.FRAME)] if any(found.taken for found in returns(record)) else []
     used = [name for name in PARTITIONS if any(block.bytes.get(name) for block in record.blocks)] or PARTITIONS[:4]
     return (
-        [*in_history, recent, current],
+        [*in_history, recent, current, *shows],
         [*attended, _Entry("full cache", _Swatch.LINE)],
         [_Entry(LABELS[name], COLOURS[name]) for name in used],
     )
@@ -138,6 +146,8 @@ def _draw_legend(
         if entry.swatch is _Swatch.RAMP:
             for pixel in range(x, right):
                 canvas.draw.line((pixel, y, pixel, y + 12), fill=mid_colour((pixel - x + 1) / (right - x)))
+        elif entry.swatch is _Swatch.FRAME:
+            canvas.draw.rectangle((x, y, right - 1, y + 12), outline=RETURN, width=2)
         elif entry.swatch is _Swatch.LINE:
             canvas.draw.line((x, y + 6, right, y + 6), fill=FULL, width=2)
         else:
@@ -148,11 +158,16 @@ def _draw_legend(
 # --- the layout ------------------------------------------------------------------------------------------------
 
 
-def _panel_boxes(width: int, legend_rows: list[int]) -> list[Box]:
+def _above(record: CacheRecord) -> tuple[int, ...]:
+    """Heights of what stands between each panel and its legend."""
+    return (BAND_HEIGHT if has_story(record) else 0, 0, 0)
+
+
+def _panel_boxes(record: CacheRecord, width: int, legend_rows: list[int]) -> list[Box]:
     """Where the panels are, given how many rows each one's legend has."""
     boxes, y = [], TITLE_HEIGHT
-    for height, rows in zip(PANEL_HEIGHTS, legend_rows, strict=True):
-        top = y + HEADING + rows * LEGEND_ROW + 6
+    for height, above, rows in zip(PANEL_HEIGHTS, _above(record), legend_rows, strict=True):
+        top = y + HEADING + rows * LEGEND_ROW + 6 + above
         boxes.append(Box(LEFT, top, width - RIGHT, top + height))
         y = top + height + TICKS + GAP
     return boxes

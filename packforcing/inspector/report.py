@@ -19,6 +19,7 @@ from .facts import (
     selection_facts,
     token_counts,
 )
+from .story_report import story_report
 
 
 def report(record: CacheRecord) -> str:
@@ -28,7 +29,7 @@ def report(record: CacheRecord) -> str:
     made = f"{counted(len(blocks), 'block')}, {frames:,} frames, {frames / record.fps:,.1f} s at {record.fps:g} fps"
     sections = [f"PackForcing cache: {made if blocks else 'no block has been made yet'}", _conditions(record)]
     if blocks:
-        sections += [_memory(record), _selections(record), _moves(record), _times(record)]
+        sections += [story_report(record), _memory(record), _selections(record), _moves(record), _times(record)]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
