@@ -77,6 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=BaseOptions.open_captions,
         help="share of the captions that leave colours out, 0 to 1",
     )
+    parser.add_argument(
+        "--first-again", type=int, default=BaseOptions.first_again, help="more noise levels of the first block"
+    )
     parser.add_argument("--focus", type=float, default=0.0, help="part of the loss's weight on what is small, 0 to 1")
     parser.add_argument("--ema", type=float, default=BaseOptions.ema, help="of the exported weights; 0 is off")
     parser.add_argument("--init", help="a transformer's file to begin with; default: random weights")
@@ -185,7 +188,7 @@ def hyperparameters(options: argparse.Namespace) -> BaseOptions:
         place_share=options.place_share,
         described=options.described,
         whole_steps=options.whole_steps,
-        first_again=0 if options.bidirectional else BaseOptions.first_again,
+        first_again=0 if options.bidirectional else options.first_again,
     )
 
 

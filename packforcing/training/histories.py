@@ -38,13 +38,12 @@ HISTORIES = (
 
 # For tours through places (`world.places`): whatever is not the block before must come from further back.
 PLACE_HISTORIES = (
-    History(sink_frames=16, recent_frames=4, top_k=0, share=0.40),  # everything
-    History(sink_frames=8, recent_frames=4, top_k=0, share=0.05),
-    History(sink_frames=4, recent_frames=4, top_k=16, share=0.20),  # compressed blocks between
-    History(sink_frames=0, recent_frames=4, top_k=16, share=0.15),  # nothing but compressed blocks
-    History(sink_frames=8, recent_frames=4, top_k=16, share=0.05, repeat_mids=True),
+    History(sink_frames=16, recent_frames=4, top_k=0, share=0.25),  # everything
+    History(sink_frames=4, recent_frames=4, top_k=16, share=0.25),  # compressed blocks between
+    History(sink_frames=0, recent_frames=4, top_k=16, share=0.30),  # nothing but compressed blocks
+    History(sink_frames=8, recent_frames=4, top_k=16, share=0.04, repeat_mids=True),
     History(sink_frames=4, recent_frames=4, top_k=16, share=0.08, repeat_mids=True),
-    History(sink_frames=0, recent_frames=4, top_k=16, share=0.07, repeat_mids=True),
+    History(sink_frames=0, recent_frames=4, top_k=16, share=0.08, repeat_mids=True),
 )
 
 MIDS_ONLY = History(sink_frames=0, recent_frames=BLOCK_FRAMES, top_k=16, share=0.0)
