@@ -46,6 +46,7 @@ from packforcing.generate.story import (
     refresh_passes,
     start_block,
     story_of,
+    story_text,
     time_of,
 )
 from packforcing.model.causal_wan import BlendedText, CausalWan, TextKV
@@ -356,6 +357,8 @@ def test_a_storys_text_is_read():
         TimedPrompt(3605.0, "the sun comes out, at 0:30"),
     ]
     assert [line.seconds for line in parse_story("0 a\n75 b\n90:00 c")] == [0, 75, 5400]
+    assert parse_story(story_text(parse_story(TEXT))) == parse_story(TEXT)
+    assert story_text([TimedPrompt(61.0, "a\nb")]) == "1:01 a b"
     assert [time_of(seconds) for seconds in (0, 20.5, 75, 3605, 9.8125)] == [
         "0:00", "0:20.5", "1:15", "1:00:05", "0:09.812",
     ]  # fmt: skip
