@@ -280,18 +280,20 @@ def test_a_run_stopped_while_it_refreshes_has_lost_nothing_and_goes_on(make, tex
     assert_same(found + list(video.blocks(BLOCKS - STARTS[1])), expected)
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.parametrize("step", [0, 1])
-def test_a_run_stopped_within_a_block_goes_on(make, texts, whole, step):
+def test_a_run_stopped_within_a_block_goes_on(make, texts, whole, step, switch, overlap):
     def on_step(*now: int) -> None:
         if now == (STARTS[2], step):
             raise StopHere
 
-    video = make(text=story(texts, "refresh"), on_step=on_step)
+    video = make(text=story(texts, switch), on_step=on_step, overlap=overlap)
     found: list[Block] = []
     with pytest.raises(StopHere):
         collect(found, video.blocks(BLOCKS))
     video.on_step = lambda block, step: None
-    assert_same(found + list(video.blocks(BLOCKS - STARTS[2])), whole["refresh"].blocks)
+    assert_same(found + list(video.blocks(BLOCKS - STARTS[2])), whole[switch].blocks)
 
 
 @pytest.mark.parametrize("changes", [{}, TWO_RECENT, {"recent_frames": 0}, {"sink_frames": 10}], ids=str)
