@@ -181,8 +181,9 @@ def time_of(seconds: float) -> str:
 
 
 def story_text(prompts: Sequence[TimedPrompt]) -> str:
-    """The text from which `parse_story` reads these prompts (fractions of a second to a thousandth)."""
-    return "\n".join(f"{time_of(prompt.seconds)} {prompt.prompt}" for prompt in prompts)
+    """The text from which `parse_story` reads these prompts. Times are to a thousandth of a second, and a prompt of
+    several lines becomes one of one line."""
+    return "\n".join(f"{time_of(prompt.seconds)} {' '.join(prompt.prompt.splitlines())}" for prompt in prompts)
 
 
 def block_seconds(block: int, fps: float, block_frames: int) -> float:

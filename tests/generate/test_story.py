@@ -46,6 +46,7 @@ from packforcing.generate.story import (
     refresh_passes,
     start_block,
     story_of,
+    story_text,
     time_of,
 )
 from packforcing.model.causal_wan import BlendedText, CausalWan, TextKV
@@ -279,18 +280,20 @@ def test_a_run_stopped_while_it_refreshes_has_lost_nothing_and_goes_on(make, tex
     assert_same(found + list(video.blocks(BLOCKS - STARTS[1])), expected)
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.parametrize("step", [0, 1])
-def test_a_run_stopped_within_a_block_goes_on(make, texts, whole, step):
+def test_a_run_stopped_within_a_block_goes_on(make, texts, whole, step, switch, overlap):
     def on_step(*now: int) -> None:
         if now == (STARTS[2], step):
             raise StopHere
 
-    video = make(text=story(texts, "refresh"), on_step=on_step)
+    video = make(text=story(texts, switch), on_step=on_step, overlap=overlap)
     found: list[Block] = []
     with pytest.raises(StopHere):
         collect(found, video.blocks(BLOCKS))
     video.on_step = lambda block, step: None
-    assert_same(found + list(video.blocks(BLOCKS - STARTS[2])), whole["refresh"].blocks)
+    assert_same(found + list(video.blocks(BLOCKS - STARTS[2])), whole[switch].blocks)
 
 
 @pytest.mark.parametrize("changes", [{}, TWO_RECENT, {"recent_frames": 0}, {"sink_frames": 10}], ids=str)
@@ -356,6 +359,8 @@ def test_a_storys_text_is_read():
         TimedPrompt(3605.0, "the sun comes out, at 0:30"),
     ]
     assert [line.seconds for line in parse_story("0 a\n75 b\n90:00 c")] == [0, 75, 5400]
+    assert parse_story(story_text(parse_story(TEXT))) == parse_story(TEXT)
+    assert story_text([TimedPrompt(61.0, "a\nb")]) == "1:01 a b"
     assert [time_of(seconds) for seconds in (0, 20.5, 75, 3605, 9.8125)] == [
         "0:00", "0:20.5", "1:15", "1:00:05", "0:09.812",
     ]  # fmt: skip
