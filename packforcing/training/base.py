@@ -146,7 +146,7 @@ class BaseTrainer:
         blocks, block_weights = batch.latents.split(frames, dim=2), weights.split(frames, dim=2)
         noises = zip(blocks, batch.history_noise.split(frames, dim=2), batch.history_sigma.unbind(dim=1), strict=True)
         seen = [torch.lerp(x0, noise, levels_like(sigma, x0)) for x0, noise, sigma in noises]
-        texts = [self.wan.embed_text(context) for context in batch.context.unbind(dim=1)]
+        texts = batch.prompts.texts(self.wan)
         texts = texts if len(texts) > 1 else texts * len(blocks)
         errors = []
 

@@ -60,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--described", type=float, default=BaseOptions.described, help="share of places described at first, 0 to 1"
     )
     parser.add_argument(
+        "--least-returns", type=int, default=1, help="leave out tours with fewer blocks that show a place again"
+    )
+    parser.add_argument(
         "--whole-steps", type=int, default=0, help="first steps that see the whole history, where there are places"
     )
     parser.add_argument("--latent-frames", type=int, default=20, help="a clip; 20 are 5 s")
@@ -187,6 +190,7 @@ def hyperparameters(options: argparse.Namespace) -> BaseOptions:
         focus=options.focus,
         place_share=options.place_share,
         described=options.described,
+        least_returns=options.least_returns,
         whole_steps=options.whole_steps,
         first_again=0 if options.bidirectional else options.first_again,
     )

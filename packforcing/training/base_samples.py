@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..demo.text import encode_prompt
+from ..errors import PackForcingError
 from ..world.captions import opened, parse
 from .blocks import noise_levels
 from .clips import ClipCaptions, LatentClips
 from .histories import History
+from .prompts import Prompts, encoded
 
 MEMORY_LEVEL = 0.85  # a noise level at which colours are decided
 
@@ -33,13 +34,14 @@ class BaseOptions:
     focus: float = 0.0  # part of the loss's weight that lies where a clip differs from its rows' mean colours
     place_share: float = 0.65  # share of the samples that are tours through places, where there are such clips
     described: float = 0.5  # share of the places that the caption of their first stretch describes
+    least_returns: int = 1  # tours with fewer blocks that show a place again are left out
     dual_share: float = 0.7  # share of the micro-batches whose mid blocks have the HR branch, where one is trained
     whole_steps: int = 0  # first steps of a run on places that see the whole history
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
 
 
-PLACE_OPTIONS = ("place_share", "described", "whole_steps")  # those that mean nothing without tours
+PLACE_OPTIONS = ("place_share", "described", "least_returns", "whole_steps")  # those that mean nothing without tours
 HR_OPTIONS = ("dual_share",)  # and those that mean nothing without an HR branch
 
 
@@ -72,7 +74,7 @@ class Batch:
 
     latents: Tensor  # [B, 16, T, h, w]
     compressed: Tensor  # [B, blocks, 16, T', h', w']
-    context: Tensor  # [B, blocks, L, 4096], encoded captions; [B, 1, L, 4096] where all blocks have the same
+    prompts: Prompts  # of each block, or of one for all of them
     noise: Tensor  # [B, 16, n * block_frames, h, w]
     history_noise: Tensor  # [B, 16, T, h, w]
     sigma: Tensor  # [B, n]
@@ -88,13 +90,28 @@ class Samples:
         self.data = data
         self.options = options
         self.block_frames = block_frames
+        self._tours = self._chosen_tours()
+
+    def _chosen_tours(self) -> list[int]:
+        """Numbers of the tours to train on. Raises PackForcingError when none has as many returns as asked for."""
+        places, least = self.data.places, self.options.least_returns
+        if places is None:
+            return []
+        training = range(len(places) - self.data.held_out)
+        chosen = [number for number in training if showings(places.captions[number].short).count("return") >= least]
+        if not chosen:
+            raise PackForcingError(
+                f"No tour has {least} blocks that show a place again, as --least-returns asks for: ask for fewer, or "
+                "for longer clips."
+            )
+        return chosen
 
     def drawn(self, seed: int) -> Sample:
         """A random clip of the training set, its noise and its noise levels."""
         rng = np.random.default_rng(seed)
         held_out, away, places = self.data.held_out, self.data.away, self.data.places
         if places is not None and rng.random() < self.options.place_share:
-            latents, compressed, words = places[int(rng.integers(len(places) - held_out))]
+            latents, compressed, words = places[self._tours[rng.integers(len(self._tours))]]
             return self._noised((latents, compressed, self._some_described(words, rng)), seed, rng)
         is_away = away is not None and rng.random() < self.options.away_share
         clips = away if away is not None and is_away else self.data.clips
@@ -160,7 +177,7 @@ def stacked(samples: Sequence[Sample], history: History, device: torch.device, d
     return Batch(
         latents=torch.stack([sample.latents for sample in samples]).to(device),
         compressed=torch.stack([sample.compressed for sample in samples]).to(device),
-        context=encoded_captions([sample.captions for sample in samples]).to(device),
+        prompts=encoded([sample.captions for sample in samples], device),
         noise=torch.stack([sample.noise for sample in samples]).to(device),
         history_noise=torch.stack([sample.history_noise for sample in samples]).to(device),
         sigma=torch.stack([sample.sigma for sample in samples]),
@@ -168,19 +185,6 @@ def stacked(samples: Sequence[Sample], history: History, device: torch.device, d
         history=history,
         dual=dual,
     )
-
-
-def encoded_captions(captions: Sequence[tuple[str, ...]]) -> Tensor:
-    """Embeddings [B, blocks, L, 4096] of the captions of B samples; [B, 1, L, 4096] if none changes on its way."""
-    blocks = max(len(each) for each in captions)
-    rows = [each if len(each) == blocks else blocks * each for each in captions]
-    return encode_prompts([caption for row in rows for caption in row]).unflatten(0, (len(rows), blocks))
-
-
-def encode_prompts(prompts: Sequence[str]) -> Tensor:
-    """Embeddings [B, L, 4096]; shorter prompts end in zeros, as Wan's do."""
-    encoded = [encode_prompt(prompt)[0] for prompt in prompts]
-    return torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True)
 
 
 def showings(captions: Sequence[str]) -> list[str]:

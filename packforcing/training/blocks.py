@@ -8,13 +8,13 @@ import numpy as np
 from torch import Tensor
 
 from ..cache.cache import Cache
-from ..model.causal_wan import CausalWan, TextKV
+from ..model.causal_wan import CausalWan, Text
 
 
 def walk_blocks(
     wan: CausalWan,
     cache: Cache,
-    texts: Sequence[TextKV],
+    texts: Sequence[Text],
     blocks: Sequence[Tensor],
     compressed: Callable[[int], Tensor],
     visit: Callable[[int], None],

@@ -16,8 +16,9 @@ from packforcing.model.compressor import HRBranch
 from packforcing.model.vae import encode_clip, load_vae
 from packforcing.model.wan_modules import SIZES, build_wan_modules
 from packforcing.training import base, base_command, clips
-from packforcing.training.base_samples import encoded_captions, showings, stacked
+from packforcing.training.base_samples import showings, stacked
 from packforcing.training.histories import HISTORIES, MIDS_ONLY, PLACE_HISTORIES, History
+from packforcing.training.prompts import encoded
 from packforcing.training.run_config import MicroBatch
 from packforcing.world.places import sample_tour
 
@@ -34,6 +35,7 @@ class Clips:
     def __init__(self, words: clips.ClipCaptions, places: bool) -> None:
         self.words = words
         self.clips = clips.ClipSet(40, size=64, places=places)
+        self.captions = 40 * [words]
         self.latents = torch.randn(40, 16, 20, 8, 8, generator=torch.Generator().manual_seed(int(places)))
 
     def __len__(self) -> int:
@@ -96,6 +98,13 @@ def test_the_share_asked_for_is_described_and_no_return_is(share: float) -> None
     assert all(each[0] in (WORDS.short[0], WORDS.long[0]) for each in captions)
 
 
+def test_tours_with_too_few_returns_are_left_out() -> None:
+    made = trainer(place_share=1.0, least_returns=2)
+    assert made.samples._tours == list(range(37))
+    with pytest.raises(PackForcingError, match="No tour has 3 blocks"):
+        trainer(least_returns=3)
+
+
 def test_tours_are_the_share_of_samples_that_is_asked_for() -> None:
     for share in (0.0, 0.5, 1.0):
         made = trainer(place_share=share)
@@ -103,16 +112,17 @@ def test_tours_are_the_share_of_samples_that_is_asked_for() -> None:
         assert abs(tours - share) < 0.12
 
 
-def test_captions_of_blocks_are_encoded_one_by_one() -> None:
-    same, tour = ("a red circle",), WORDS.short
-    mixed = encoded_captions([same, tour])
-    assert mixed.shape[:2] == (2, 5)
+def test_each_sample_attends_to_its_own_prompt_as_if_it_were_alone() -> None:
+    """Captions of several lengths in one batch: what each gives is what `embed_text` of it alone gives."""
+    wan, same, tour = trainer().wan, ("a red circle",), WORDS.long
+    texts = encoded([same, tour]).texts(wan)
+    assert len(texts) == 5
+    queries = torch.randn(2, 7, 2, 128, generator=torch.Generator().manual_seed(0))
     for i, caption in enumerate(tour):
-        wanted = encode_prompt(caption)[0]
-        assert torch.equal(mixed[1, i, : len(wanted)], wanted)
-        assert not mixed[1, i, len(wanted) :].any()
-        assert torch.equal(mixed[0, i], mixed[0, 0])
-    assert encoded_captions([same, same]).shape[1] == 1
+        for number, own in enumerate((same[0], caption)):
+            alone = wan.embed_text(encode_prompt(own)).attend(2, queries[number : number + 1], wan.attention)
+            found = texts[i].attend(2, queries, wan.attention)[number : number + 1]
+            torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-5)
 
 
 def test_a_block_sees_its_own_caption_and_its_history_that_of_theirs() -> None:
@@ -190,7 +200,7 @@ def test_a_run_without_places_is_told_as_before() -> None:
     sizes = SIZES["tiny"]
     modules = build_wan_modules(sizes, base_command.initial_state_dict(sizes, seed=0))
     told = base.BaseTrainer(modules, base.TrainingClips(plain), base.BaseOptions(), HISTORIES).describe()
-    assert not {"places", "place_share", "described", "whole_steps", "dual_share"} & told.keys()
+    assert not {"places", "place_share", "described", "least_returns", "whole_steps", "dual_share"} & told.keys()
     assert told["clips"].keys() == {"count", "latent_frames", "size", "block_frames", "temporal_stride", "away"}
 
 
