@@ -72,12 +72,14 @@ def recall_over_gaps(summary: dict[str, Any], path: str | Path) -> None:
             x, means, errors = points(by_gap, measure)
             style = ("-", "--", ":")[line // COLOURS % 3]
             # Side by side, because lines with equal means would hide each other's bars.
-            beside = [value * (1 + 0.02 * (line - len(summary) / 2)) for value in x]
+            beside = [value * (1 + 0.015 * (line - (len(summary) - 1) / 2)) for value in x]
             panel.errorbar(beside, means, errors, fmt=f"o{style}", ms=3, linewidth=1.2, capsize=2, label=policy)
         panel.axhline(0, color="grey", linewidth=0.8)
         panel.set_title(title, fontsize=10)
         panel.set_xlabel("blocks between a place and its return", fontsize=8)
-        panel.set_xticks([float(key) for key in next(iter(summary.values()))])
+        gaps = [float(key) for key in next(iter(summary.values()))]
+        panel.set_xticks(gaps)
+        panel.set_xlim(0.85 * min(gaps), 1.1 * max(gaps))
         panel.grid(alpha=0.3)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8)

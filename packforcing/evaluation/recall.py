@@ -9,7 +9,7 @@ All measures look at views (`views.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,24 +64,22 @@ class Shown:
     """What a video has shown of its places, as views in [0, 1]."""
 
     first: np.ndarray  # [3, 2, 64, 64, 3], the mean over time of each block of each place's first showing
-    again: np.ndarray  # [2, 2, 64, 64, 3], the same of the returning showings
     last: np.ndarray  # [3, 64, 64, 3], the last frame of each first showing
     back: np.ndarray  # [2, 64, 64, 3], frame SETTLED of each returning showing
 
 
 def shown_by(frames: Mapping[int, np.ndarray], gap: int) -> Shown:
     """Of the frames of the blocks `looked_at`, uint8 [F, H, W, 3] each."""
-    again = returned(gap).values()
-
-    def means(pairs: Sequence[tuple[int, int]]) -> np.ndarray:
-        return np.array([[views(frames[block]).mean(0) for block in pair] for pair in pairs])
-
     return Shown(
-        first=means(FIRST),
-        again=means(tuple(again)),
+        first=block_means(frames, FIRST),
         last=views(np.array([frames[pair[1]][-1] for pair in FIRST])),
-        back=views(np.array([frames[pair[0]][SETTLED] for pair in again])),
+        back=views(np.array([frames[pair[0]][SETTLED] for pair in returned(gap).values()])),
     )
+
+
+def block_means(frames: Mapping[int, np.ndarray], showings: Iterable[tuple[int, int]]) -> np.ndarray:
+    """The mean over time of each block of the showings, as views [N, 2, 64, 64, 3]."""
+    return np.array([[views(frames[block]).mean(0) for block in pair] for pair in showings])
 
 
 def details(pictures: np.ndarray) -> np.ndarray:
@@ -130,7 +128,7 @@ def measure_recall(frames: Mapping[int, np.ndarray], tour: Tour, gap: int, unsai
     - attributes_other: that of each first showing under the other place's description, what a wrong place has.
     """
     seen = shown_by(frames, gap)
-    plain = np.abs(seen.again - seen.first[list(RETURNING)]).mean()
+    plain = np.abs(block_means(frames, returned(gap).values()) - seen.first[list(RETURNING)]).mean()
     fine = detail_distances(seen.back, seen.last[list(RETURNING)]).diagonal().mean()
     found: Measures = dict.fromkeys(VIDEO_MEASURES)
     found |= {"revisit_distance": float(plain), "detail_distance": float(fine)}

@@ -130,7 +130,7 @@ def look(scene: Scene) -> Look:
 
 
 def alike(one: Look, other: Look) -> bool:
-    """Whether two looks could be taken for each other: landscapes that share sky or ground, and close backgrounds."""
+    """Whether two looks share a colour, or have one each that could be taken for the other's."""
     if len(one) != len(other):
         return False
     return any(a == b or {a, b} in TOO_CLOSE for a, b in zip(one, other, strict=True))
