@@ -79,6 +79,7 @@ CONFIGS = {
     "sink-4": CacheConfig(sink_frames=4),
     "sink-16": CacheConfig(sink_frames=16),
     "range-24": CacheConfig(position_range=24),
+    "top-4": CacheConfig(top_k=4),
 }
 
 
