@@ -33,6 +33,7 @@ SHIFT = 4  # view pixels by which details may have moved meanwhile
 
 VIDEO_MEASURES = (
     "revisit_distance",
+    "nearest_right",
     "detail_distance",
     "attributes_first",
     "attributes_returned",
@@ -121,6 +122,8 @@ def measure_recall(frames: Mapping[int, np.ndarray], tour: Tour, gap: int, unsai
     - revisit_distance: mean absolute difference, in [0, 1], of the time-averaged blocks of a returning showing to those
       of the first showing, block by block in order. In order, since "other" distances are taken so, too: the best of
       several pairs would be nearer by chance alone, and most so where nothing is remembered.
+    - nearest_right: share of the returning blocks that are nearer to their own place's first showing than to those of
+      the video's two other places, by the same distance; 1/3 by chance.
     - detail_distance: `detail_distances` of two single frames: the last one of the first showing, and frame SETTLED of
       the return. A place's clock stands still while it is away, so that they are five frames apart. A block's mean over
       time would not do: what is small moves in it.
@@ -128,10 +131,16 @@ def measure_recall(frames: Mapping[int, np.ndarray], tour: Tour, gap: int, unsai
     - attributes_other: that of each first showing under the other place's description, what a wrong place has.
     """
     seen = shown_by(frames, gap)
-    plain = np.abs(block_means(frames, returned(gap).values()) - seen.first[list(RETURNING)]).mean()
+    again = block_means(frames, returned(gap).values())
+    plain = np.abs(again[:, None] - seen.first[None]).mean((3, 4, 5))  # [returning place, place, block]
+    own = plain[np.arange(len(RETURNING)), list(RETURNING)]
     fine = detail_distances(seen.back, seen.last[list(RETURNING)]).diagonal().mean()
     found: Measures = dict.fromkeys(VIDEO_MEASURES)
-    found |= {"revisit_distance": float(plain), "detail_distance": float(fine)}
+    found |= {
+        "revisit_distance": float(own.mean()),
+        "nearest_right": float((plain.argmin(1) == np.array(RETURNING)[:, None]).mean()),
+        "detail_distance": float(fine),
+    }
     return (found if unsaid else found | _attributes(frames, tour, gap)), seen
 
 

@@ -24,6 +24,7 @@ COLUMNS = {
     "recall": "recall",
     "revisit_distance": "revisit distance",
     "other_distance": "other distance",
+    "nearest_right": "nearest right",
     "detail_recall": "detail recall",
     "detail_distance": "detail distance",
     "detail_other_distance": "detail, other",

@@ -125,6 +125,14 @@ def test_the_revisit_distance_is_taken_block_by_block_in_order(tour: Tour) -> No
     assert found["attributes_returned"] is None  # nobody has described anything
 
 
+def test_a_returning_block_is_nearest_to_its_own_place_or_to_another(tour: Tour) -> None:
+    # Places: 0, 100, 200. Two comes back as 90 and 160: nearer to two, to three. Three as 10 and 210: to one, to three.
+    frames = plain({2: 100, 3: 100, 4: 200, 5: 200, 7: 90, 8: 160, 10: 10, 11: 210})
+    found, _ = measure_recall(frames, tour, 1, unsaid=True)
+    assert found["nearest_right"] == pytest.approx(2 / 4)
+    assert found["revisit_distance"] == pytest.approx((10 + 60 + 190 + 10) / 255 / 4, abs=1e-6)
+
+
 def test_a_blocks_frames_are_averaged_over_time(tour: Tour) -> None:
     frames = plain({})
     frames[2][::2] = 204  # half of the frames at 0.8: 0.4 in the mean; place three keeps still
@@ -308,6 +316,7 @@ def test_the_drawn_world_remembers_all_but_what_moves() -> None:
     assert world["recall"]["mean"] > 0.7
     assert world["detail_recall"]["mean"] > 0.7
     assert world["recall"]["mean"] < 1
+    assert world["nearest_right"]["mean"] == 1
     assert found["sink-recent"]["5"]["recall"] == world["recall"]
 
 
