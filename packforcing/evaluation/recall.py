@@ -65,6 +65,7 @@ class Shown:
     """What a video has shown of its places, as views in [0, 1]."""
 
     first: np.ndarray  # [3, 2, 64, 64, 3], the mean over time of each block of each place's first showing
+    again: np.ndarray  # [2, 2, 64, 64, 3], the same of the returning showings
     last: np.ndarray  # [3, 64, 64, 3], the last frame of each first showing
     back: np.ndarray  # [2, 64, 64, 3], frame SETTLED of each returning showing
 
@@ -73,6 +74,7 @@ def shown_by(frames: Mapping[int, np.ndarray], gap: int) -> Shown:
     """Of the frames of the blocks `looked_at`, uint8 [F, H, W, 3] each."""
     return Shown(
         first=block_means(frames, FIRST),
+        again=block_means(frames, returned(gap).values()),
         last=views(np.array([frames[pair[1]][-1] for pair in FIRST])),
         back=views(np.array([frames[pair[0]][SETTLED] for pair in returned(gap).values()])),
     )
@@ -131,8 +133,7 @@ def measure_recall(frames: Mapping[int, np.ndarray], tour: Tour, gap: int, unsai
     - attributes_other: that of each first showing under the other place's description, what a wrong place has.
     """
     seen = shown_by(frames, gap)
-    again = block_means(frames, returned(gap).values())
-    plain = np.abs(again[:, None] - seen.first[None]).mean((3, 4, 5))  # [returning place, place, block]
+    plain = np.abs(seen.again[:, None] - seen.first[None]).mean((3, 4, 5))  # [returning place, place, block]
     own = plain[np.arange(len(RETURNING)), list(RETURNING)]
     fine = detail_distances(seen.back, seen.last[list(RETURNING)]).diagonal().mean()
     found: Measures = dict.fromkeys(VIDEO_MEASURES)

@@ -33,6 +33,7 @@ WORLD = Policy("world", "the drawn places through the VAE and back: what a perfe
 WORLD_GAP = 1  # a place's clock stands still while it is away, so that the drawn world is the same after any gap
 SHAPES = {
     "first": (3, 2, VIEW, VIEW, 3),
+    "again": (2, 2, VIEW, VIEW, 3),
     "last": (3, VIEW, VIEW, 3),
     "back": (2, VIEW, VIEW, 3),
 }

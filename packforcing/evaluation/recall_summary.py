@@ -19,11 +19,19 @@ from .recall import RETURNING, SELECTION_MEASURES, VIDEO_MEASURES, Shown, detail
 from .recall_runs import WORLD, WORLD_GAP, RecallResult, RecallSettings
 from .summary import REFERENCE, Statistics, cell, row, statistics
 
-POOLED = ("other_distance", "recall", "detail_other_distance", "detail_recall")
+ALL = (0, 1, 2)  # the places of a video
+# Recalls, each 1 - the first distance, of every video / the second one, of all videos together.
+RECALLS = {
+    "recall": ("revisit_distance", "other_distance"),
+    "matched_recall": ("revisit_distance", "return_other_distance"),
+    "detail_recall": ("detail_distance", "detail_other_distance"),
+}
 COLUMNS = {
     "recall": "recall",
     "revisit_distance": "revisit distance",
     "other_distance": "other distance",
+    "matched_recall": "matched recall",
+    "return_other_distance": "return to other",
     "nearest_right": "nearest right",
     "detail_recall": "detail recall",
     "detail_distance": "detail distance",
@@ -54,11 +62,15 @@ def _summarised(own: Sequence[RecallResult]) -> dict[str, Any]:
     names = (*VIDEO_MEASURES, *SELECTION_MEASURES)
     found: dict[str, Any] = {name: statistics([result.measures.get(name) for result in own]) for name in names}
     shown = [result.views for result in own]
-    scales = {"": block_scale(shown), "detail_": detail_scale(shown)}
-    for prefix, scale in scales.items():
-        revisits = [_known(result, f"{prefix or 'revisit_'}distance") for result in own]
-        found[f"{prefix}other_distance"] = jackknife(scale, len(own))
-        found[f"{prefix}recall"] = jackknife(partial(_recall, revisits, scale), len(own))
+    scales = {
+        "other_distance": block_scale(shown),
+        "return_other_distance": return_scale(shown),
+        "detail_other_distance": detail_scale(shown),
+    }
+    found |= {name: jackknife(scale, len(own)) for name, scale in scales.items()}
+    for name, (distance, other) in RECALLS.items():
+        revisits = [_known(result, distance) for result in own]
+        found[name] = jackknife(partial(_recall, revisits, scales[other]), len(own))
     by_layer = {name for result in own for name in result.layers}
     found["layers"] = {
         name: np.mean([r.layers[name] for r in own if name in r.layers], axis=0).tolist() for name in sorted(by_layer)
@@ -83,30 +95,37 @@ def _known(result: RecallResult, name: str) -> float:
 def block_scale(shown: Sequence[Shown]) -> Scale:
     """The mean distance of the first showings of all pairs of different places, block by block in order."""
     first = np.concatenate([each.first for each in shown])
-    return _scale(distances(first, first), np.arange(len(first)), np.arange(len(first)), 3, 3)
+    return _scale(distances(first, first), ALL, ALL)
+
+
+def return_scale(shown: Sequence[Shown]) -> Scale:
+    """The mean distance of returning showings to the first showings of other places, block by block in order.
+
+    A return that is a blend of all places is nearer to each of them than they are to each other. Measured on this
+    scale, what does not depend on the place remembers nothing.
+    """
+    first, again = (np.concatenate([getattr(each, name) for each in shown]) for name in ("first", "again"))
+    return _scale(distances(again, first), RETURNING, ALL)
 
 
 def detail_scale(shown: Sequence[Shown]) -> Scale:
-    """The mean distance of the details of each returning showing to those of other places' first showings.
-
-    Both sides are taken as `detail_distance` takes them, because a returning showing may be the smoother one: against a
-    distance between two sharp pictures, a blur would pass for a memory.
-    """
+    """The same of details. A blur has none, so it is half as far from any place as two places are from each other."""
     last, back = (np.concatenate([getattr(each, name) for each in shown]) for name in ("last", "back"))
-    returning = np.concatenate([3 * i + np.array(RETURNING) for i in range(len(shown))])
-    return _scale(detail_distances(back, last), returning, np.arange(len(last)), len(RETURNING), 3)
+    return _scale(detail_distances(back, last), RETURNING, ALL)
 
 
-def _scale(table: np.ndarray, rows: np.ndarray, columns: np.ndarray, row_size: int, column_size: int) -> Scale:
+def _scale(table: np.ndarray, row_places: Sequence[int], column_places: Sequence[int]) -> Scale:
     """The mean of a table of distances over pairs of different places of the chosen videos.
 
-    `rows` and `columns` have the number of each one's place; so many of them are of one video.
+    A video has a row for each of `row_places`, and a column for each of `column_places`.
     """
-    different = rows[:, None] != columns[None]
-    row_videos, column_videos = np.arange(len(rows)) // row_size, np.arange(len(columns)) // column_size
+    videos = np.arange(len(table) // len(row_places))
+    row_videos, column_videos = videos.repeat(len(row_places)), videos.repeat(len(column_places))
+    rows, columns = np.tile(row_places, len(videos)), np.tile(column_places, len(videos))
+    different = (row_videos[:, None] != column_videos) | (rows[:, None] != columns)
 
     def scale(chosen: Sequence[int]) -> float:
-        used = different & np.isin(row_videos, chosen)[:, None] & np.isin(column_videos, chosen)[None]
+        used = different & np.isin(row_videos, chosen)[:, None] & np.isin(column_videos, chosen)
         return float(table[used].mean())
 
     return scale
@@ -159,12 +178,12 @@ def recall_table(summary: Summary, remarks: Sequence[str]) -> str:
     """Markdown: for each gap what came back, and what the layers took up; means ± standard errors."""
     parts = [
         "Means ± standard errors by videos. Distances are mean absolute differences of frames in [0, 1]; recall is 1 - "
-        "revisit distance / other distance: 0 for a place made up anew, and what `world` has for a perfect memory. n "
-        "counts videos."
+        "revisit distance / other distance: 0 for a place made up anew, and what `world` has for a perfect memory. "
+        "Matched recall has the returns' distance to other places as its scale. n counts videos."
     ]
     for gap in next(iter(summary.values())):
         head = ["policy", *COLUMNS.values(), "n"]
-        lines = [f"## Gap of {gap} blocks", "", row(head), row(["---", *["---:"] * (len(head) - 1)])]
+        lines = [f"## Gap in blocks: {gap}", "", row(head), row(["---", *["---:"] * (len(head) - 1)])]
         for name, by_gap in summary.items():
             found = by_gap[gap]
             lines.append(row([name, *(cell(found[each]) for each in COLUMNS), str(found["recall"]["n"])]))

@@ -191,7 +191,7 @@ def result(
 ) -> RecallResult:
     """A result whose places are plain frames of these three values."""
     first = np.zeros(SHAPES["first"]) + np.array(values).reshape(3, 1, 1, 1, 1)
-    pictures = {"first": first, "last": np.zeros(SHAPES["last"]), "back": np.zeros(SHAPES["back"])}
+    pictures = {"first": first, "again": first[1:], "last": np.zeros(SHAPES["last"]), "back": np.zeros(SHAPES["back"])}
     # So that details differ, and no scale is 0.
     pictures["last"][:] = [dotted((20 + 10 * i, 20 + 7 * number)) for i in range(3)]
     packed = {key: pack(each) for key, each in (pictures | shown).items()}
@@ -226,6 +226,22 @@ def test_recall_is_one_less_the_ratio_and_its_error_is_by_videos() -> None:
     assert found["recall"]["standard_error"] == pytest.approx(error, abs=1e-5)
     assert found["recall"]["n"] == 3
     assert found["revisit_distance"]["standard_error"] == pytest.approx(np.std(revisits, ddof=1) / 3**0.5)
+
+
+def test_a_blend_of_all_places_has_no_matched_recall() -> None:
+    """Places of 0, 0.4 and 1 come back as 0.6: 0.2 and 0.4 away, where two places are 2/3 apart on average."""
+    grey = np.zeros(SHAPES["again"]) + 0.6
+    own = result("sink-recent", 0, (0.0, 0.4, 1.0), 0.3, again=grey)
+    found = summarise_recall(settings(), [own, *world_results()[:1]])["sink-recent"]["1"]
+    assert found["recall"]["mean"] == pytest.approx(1 - 0.3 / (2 / 3), abs=1e-5)
+    # Two's return to one and three, three's to one and two.
+    assert found["return_other_distance"]["mean"] == pytest.approx((0.6 + 0.4 + 0.6 + 0.2) / 4, abs=1e-5)
+    assert found["matched_recall"]["mean"] == pytest.approx(1 - 0.3 / 0.45, abs=1e-5)
+    alike = [result("sink-recent", i, PLACES[i], 0.3, again=grey) for i in range(2)]
+    found = summarise_recall(settings(videos=2), [*alike, *world_results()])["sink-recent"]["1"]
+    away = [[abs(value - 0.6) for value in places] for places in PLACES[:2]]
+    pairs = [away[v][p] for v in range(2) for p in range(3) for w in range(2) for q in (1, 2) if (v, p) != (w, q)]
+    assert found["return_other_distance"]["mean"] == pytest.approx(np.mean(pairs), abs=1e-5)
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
