@@ -54,3 +54,35 @@ def points(by_duration: dict[str, Any], measure: str) -> tuple[list[float], list
         [each["mean"] for _, each in found],
         [each["standard_error"] or 0.0 for _, each in found],
     )
+
+
+RECALLS = {"recall": "recall of places", "detail_recall": "recall of details"}
+
+
+def recall_over_gaps(summary: dict[str, Any], path: str | Path) -> None:
+    """Draw a PNG of both kinds of recall over the gap, one line a policy. Bars are standard errors."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, (measure, title) in enumerate(RECALLS.items(), 1):
+        panel = figure.add_subplot(1, len(RECALLS), number)
+        for line, (policy, by_gap) in enumerate(summary.items()):
+            x, means, errors = points(by_gap, measure)
+            style = ("-", "--", ":")[line // COLOURS % 3]
+            # Side by side, because lines with equal means would hide each other's bars.
+            beside = [value * (1 + 0.015 * (line - (len(summary) - 1) / 2)) for value in x]
+            panel.errorbar(beside, means, errors, fmt=f"o{style}", ms=3, linewidth=1.2, capsize=2, label=policy)
+        panel.axhline(0, color="grey", linewidth=0.8)
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel("blocks between a place and its return", fontsize=8)
+        gaps = [float(key) for key in next(iter(summary.values()))]
+        panel.set_xticks(gaps)
+        panel.set_xlim(0.85 * min(gaps), 1.1 * max(gaps))
+        panel.grid(alpha=0.3)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8)
+    part = Path(path).with_suffix(".part.png")
+    figure.savefig(part, dpi=110)
+    os.replace(part, path)  # a viewer never sees half a picture

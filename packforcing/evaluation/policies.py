@@ -54,11 +54,17 @@ _POLICIES = (
     Policy("packforcing-lr", "with the training-free compressor", "lr"),
 )
 POLICIES = {policy.name: policy for policy in _POLICIES}
-ABLATIONS = {"sink": "sink_frames", "range": "position_range"}
+ABLATIONS = {"sink": "sink_frames", "range": "position_range", "top": "top_k"}
+_WHAT = {
+    "sink": "{} sink frames",
+    "range": "the context squeezed into {} latent frames",
+    "top": "{} compressed mid blocks at most",
+}
 
 
 def policy(text: str) -> Policy:
-    """A policy by its name: one of POLICIES, or packforcing with one other number: sink-N, range-N (latent frames).
+    """A policy by its name: one of POLICIES, or packforcing with one other number: sink-N, range-N (latent frames),
+    top-N (mid blocks).
 
     NAME@SECONDS is evaluated for no longer than that. Raises PackForcingError for another name, for a number that the
     cache cannot have, and for what is no duration.
@@ -79,14 +85,13 @@ def policy(text: str) -> Policy:
 def _named(name: str) -> Policy:
     if name in POLICIES:
         return POLICIES[name]
-    match = re.fullmatch(r"(sink|range)-(\d+)", name)
+    match = re.fullmatch(r"(sink|range|top)-(\d+)", name)
     if not match:
         raise PackForcingError(
-            f"There is no cache policy '{name}': choose from {', '.join(POLICIES)}, sink-N and range-N (such as "
-            "sink-16, range-24)."
+            f"There is no cache policy '{name}': choose from {', '.join(POLICIES)}, sink-N, range-N and top-N (such "
+            "as sink-16, range-24, top-4)."
         )
     number = int(match[2])
-    what = f"{number} sink frames" if match[1] == "sink" else f"the context squeezed into {number} latent frames"
-    made = Policy(name, f"packforcing with {what}", changes={ABLATIONS[match[1]]: number})
+    made = Policy(name, f"packforcing with {_WHAT[match[1]].format(number)}", changes={ABLATIONS[match[1]]: number})
     made.config(blocks=1)  # checks the number
     return made

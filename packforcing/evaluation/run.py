@@ -9,23 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import lru_cache
-from multiprocessing import get_context, parent_process
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import fmean
-from threading import Thread
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..command_options import check_folder, frame_size
@@ -37,12 +26,17 @@ from ..plots import available
 from .models import DTYPES, Models, Sources, load
 from .plots import quality_over_time
 from .policies import POLICIES, policy
+from .processes import made
+from .recall_command import DEFAULTS as RECALL_DEFAULTS
+from .recall_command import add_recall_arguments, gaps_of, recall_policies, run_recall
+from .recall_runs import RecallSettings
+from .reporting import Tell, output_folder, readable_seconds, tell_progress, unique, versions
 from .runs import BLOCK_FRAMES, Result, Run, Settings, add_result, blocks, fingerprint, make, read_results
 from .summary import compared, costs, notes, summarise, table
 
 RESULTS, SUMMARY, TABLE, PLOT = "runs.jsonl", "evaluation.json", "table.md", "quality.png"
-
-Tell = Callable[[str], None]
+# Of the options that an evaluation of recall does not have.
+DEFAULTS = {"seconds": "5,30,60,120", "prompts": 4, "open_prompts": False, "seeds": 1}
 
 # --- options ---------------------------------------------------------------------------------------------------
 
@@ -51,16 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `evaluate`."""
     parser.add_argument(
         "--policies",
-        default=",".join(POLICIES),
-        help=f"with commas between: {', '.join(POLICIES)}, sink-N, range-N (latent frames); NAME@SECONDS for no longer "
-        "than that (full, whose cost grows, is full@30 unless told otherwise)",
+        help=f"with commas between: {', '.join(POLICIES)}, sink-N, range-N (latent frames), top-N (mid blocks); "
+        "NAME@SECONDS for no longer than that (full, whose cost grows, is full@30 unless told otherwise)",
     )
-    parser.add_argument("--seconds", default="5,30,60,120", help="durations of video, with commas between")
-    parser.add_argument("--prompts", type=int, default=4, help="how many captions of held-out scenes")
+    parser.add_argument("--seconds", default=DEFAULTS["seconds"], help="durations of video, with commas between")
+    parser.add_argument("--prompts", type=int, default=DEFAULTS["prompts"], help="how many captions of held-out scenes")
     parser.add_argument(
         "--open-prompts", action="store_true", help="prompts that leave colours out: only the history knows them"
     )
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds, from 0")
+    parser.add_argument("--seeds", type=int, default=DEFAULTS["seeds"], help="how many seeds, from 0")
     parser.add_argument("--size", default="128x128", help="WIDTHxHEIGHT in pixels, multiples of 16")
     parser.add_argument(
         "--model", default="", help="a transformer trained with the demo's text encoder; default: the demo"
@@ -76,29 +69,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
     parser.add_argument("--output", default="out/evaluate", help="folder of results; an earlier evaluation goes on")
     parser.add_argument("--json", nargs="?", const="-", help="print JSON, or write it to a file; FOLDER has it anyway")
+    add_recall_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """Raises PackForcingError for anything that cannot be evaluated."""
-    for name in ("jobs", "threads"):
-        if getattr(options, name) < 1:
-            raise PackForcingError(f"--{name} must be at least 1, but it is {getattr(options, name)}.")
+    check_unused(options, RECALL_DEFAULTS, "only has a meaning with --recall")
     return Settings(
-        policies=tuple(policy(name) for name in unique(options.policies)),
+        policies=tuple(
+            policy(name) for name in unique(",".join(POLICIES) if options.policies is None else options.policies)
+        ),
         seconds=durations(options.seconds),
         prompts=options.prompts,
         open_prompts=options.open_prompts,
         seeds=options.seeds,
-        size=frame_size(options.size, f"--size takes a width and a height, such as 128x128, not '{options.size}'."),
-        sampling=Sampling(0, options.steps, options.shift, options.update),
-        sources=Sources(options.model, options.vae, options.compressor, options.device, options.dtype),
+        **shared_settings(options),
     )
 
 
-def unique(text: str) -> list[str]:
-    """Names with commas between, each once."""
-    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+def recall_settings_of(options: argparse.Namespace) -> RecallSettings:
+    """Raises PackForcingError for anything that cannot be evaluated."""
+    check_unused(options, DEFAULTS, "has no meaning with --recall")
+    return RecallSettings(
+        policies=recall_policies(options.policies),
+        gaps=gaps_of(options.gaps),
+        videos=options.videos,
+        unsaid=options.unsaid,
+        **shared_settings(options),
+    )
+
+
+def shared_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of both kinds of evaluation. Raises PackForcingError for impossible ones."""
+    for name in ("jobs", "threads"):
+        if getattr(options, name) < 1:
+            raise PackForcingError(f"--{name} must be at least 1, but it is {getattr(options, name)}.")
+    return {
+        "size": frame_size(options.size, f"--size takes a width and a height, such as 128x128, not '{options.size}'."),
+        "sampling": Sampling(0, options.steps, options.shift, options.update),
+        "sources": Sources(options.model, options.vae, options.compressor, options.device, options.dtype),
+    }
+
+
+def check_unused(options: argparse.Namespace, defaults: Mapping[str, Any], why: str) -> None:
+    """Raises PackForcingError when one of these options is given, which belong to the other kind of evaluation."""
+    for name, default in defaults.items():
+        if getattr(options, name) != default:
+            raise PackForcingError(f"--{name.replace('_', '-')} {why}: leave one of them away.")
 
 
 def durations(text: str) -> tuple[float, ...]:
@@ -112,55 +130,13 @@ def durations(text: str) -> tuple[float, ...]:
 # --- many runs -------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
-def _loaded(sources: Sources) -> Models:
-    """The models of a worker process, which lives as long as one evaluation."""
-    return load(sources)
-
-
-def _start_worker(threads: int) -> None:
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes, and the first one tells of it
-    Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
-
-
-def _end_with(parent: BaseProcess) -> None:
-    """End this process when its parent is gone: a parent that is killed cannot tell it to, and nobody reads on."""
-    parent.join()
-    os._exit(1)
-
-
-def _in_worker(one: Run, settings: Settings) -> Result:
-    return make(one, settings, _loaded(settings.sources))
-
-
-def made(runs: Sequence[Run], settings: Settings, models: Models, jobs: int, threads: int) -> Iterator[Result]:
-    """Results as they come, from this process or from several others. Raises PackForcingError when one dies."""
-    if jobs == 1:
-        torch.set_num_threads(threads)
-        yield from (make(one, settings, models) for one in runs)
-        return
-    context = get_context("spawn")  # a forked process cannot use CUDA, nor count on torch's threads
-    with ProcessPoolExecutor(jobs, context, _start_worker, (threads,)) as pool:
-        try:
-            for future in as_completed([pool.submit(_in_worker, one, settings) for one in runs]):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise PackForcingError(
-                "One of the processes that make videos died, perhaps for want of memory: finished runs are kept, so "
-                "start again with fewer --jobs."
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # after a mistake, what has not begun never does
-
-
 def evaluate(settings: Settings, models: Models, folder: Path, jobs: int, threads: int, tell: Tell) -> list[Result]:
     """All results of an evaluation, in the order of its runs; what the folder does not have yet is made and added."""
     runs = settings.runs()
     found = stored(runs, settings, models, folder)
     missing = {one.key: one for one in runs if one.key not in found}
     tell(f"{len(runs)} runs, {len(found)} of them done before")
-    for result in made(list(missing.values()), settings, models, jobs, threads):
+    for result in made(make, list(missing.values()), settings, models, jobs, threads):
         add_result(folder / RESULTS, result)
         found[result.key] = result
         del missing[result.key]
@@ -174,7 +150,7 @@ def evaluate(settings: Settings, models: Models, folder: Path, jobs: int, thread
 
 def stored(runs: Sequence[Run], settings: Settings, models: Models, folder: Path) -> dict[tuple[str, str, int], Result]:
     """Results that the folder has of these runs, under the same weights and settings, by their keys."""
-    results = read_results(folder / RESULTS)
+    results = read_results(folder / RESULTS, Result)
     found = {}
     for one in runs:
         mine = fingerprint(one, settings, models)
@@ -191,23 +167,20 @@ def time_left(results: Sequence[Result], missing: Sequence[Run], jobs: int) -> f
     return sum(rates.get(one.policy.name, usual) * max(one.seconds) for one in missing) / jobs
 
 
-def readable_seconds(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 # --- the command -----------------------------------------------------------------------------------------------
 
 
 def run(options: argparse.Namespace) -> None:
     """Evaluates, writes table, plot and JSON, and prints the table (or the JSON)."""
+    if options.recall:
+        run_recall(recall_settings_of(options), options)
+        return
     settings = settings_of(options)
     models = load(settings.sources)
     for each in settings.policies:
         models.compressor(each.compressor, BLOCK_FRAMES)  # one that does not fit is told before anything runs
     check_folder(None if options.json == "-" else options.json, "results")
-    folder = output_folder(options.output)
+    folder = output_folder(options.output, RESULTS)
 
     results = evaluate(settings, models, folder, options.jobs, options.threads, tell_progress)
     summary = summarise(settings, results)
@@ -256,29 +229,3 @@ def described(settings: Settings, models: Models, options: argparse.Namespace) -
         "jobs": options.jobs,
         "threads": options.threads,
     }
-
-
-def versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "machine": platform.machine(),
-    }
-
-
-def output_folder(path: str) -> Path:
-    """The folder, made if it is missing. Raises PackForcingError when nothing can be written there."""
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RESULTS).touch()
-    except OSError as error:
-        raise PackForcingError(
-            f"Results cannot be written to {folder} ({error.strerror}): choose another --output."
-        ) from None
-    return folder
-
-
-def tell_progress(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

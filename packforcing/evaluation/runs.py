@@ -13,9 +13,10 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from ..demo.text import encode_prompt
 from ..errors import PackForcingError
 from ..generate.long_video import LongVideo, VideoModels, VideoSettings
 from ..generate.sampling import Sampling
+from ..generate.story import Story
+from ..model.causal_wan import TextKV
 from ..pixels import to_uint8
 from ..world.scenes import FPS, evaluation_prompts
 from .metrics import FIRST_SECONDS, evaluate_video
@@ -47,6 +50,7 @@ LATE = (
 )
 MEASURES = (*LATE, "revisit_similarity")
 
+Kept = TypeVar("Kept")  # a kind of result
 Measures = dict[str, float | None]  # None: not defined in this video
 
 
@@ -164,19 +168,27 @@ def blocks(seconds: float) -> int:
 
 def fingerprint(run: Run, settings: Settings, models: Models) -> str:
     """What a result depends on besides its policy's name, prompt and seed: two runs of one fingerprint are the same."""
-    choice = models.choice(run.policy.compressor)
-    facts = {
-        "measurement": MEASUREMENT,
+    facts = facts_of(run.policy, replace(settings.sampling, seed=run.seed), settings.size, models)
+    return hash_of({"measurement": MEASUREMENT, **facts})
+
+
+def facts_of(policy: Policy, sampling: Sampling, size: FrameSize, models: Models) -> dict[str, Any]:
+    """What a video depends on besides its prompts and its length."""
+    choice = models.choice(policy.compressor)
+    return {
         "model": models.digests["model"],
         "vae": models.digests["vae"],
         "compressor": models.digests["compressor"] if choice is models.trained else "",
         "stride": choice and choice.temporal_stride(BLOCK_FRAMES),
-        "changes": dict(run.policy.changes),
-        "sampling": asdict(replace(settings.sampling, seed=run.seed)),
-        "size": asdict(settings.size),
+        "changes": dict(policy.changes),
+        "sampling": asdict(sampling),
+        "size": asdict(size),
         "device": models.wan.device.type,
         "dtype": str(models.wan.dtype),
     }
+
+
+def hash_of(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -195,15 +207,20 @@ def make(run: Run, settings: Settings, models: Models) -> Result:
 def make_video(run: Run, settings: Settings, models: Models) -> np.ndarray:
     """The run's frames at its longest duration, uint8 [F, H, W, 3]."""
     count = blocks(max(run.seconds))
-    compressor = models.compressor(run.policy.compressor, BLOCK_FRAMES)
-    stride = compressor.temporal_stride if compressor else default_temporal_stride(BLOCK_FRAMES)
-    layout = Layout(run.policy.config(count), settings.size, stride)
-    video = LongVideo(
-        VideoModels(models.wan, models.vae, compressor),
-        models.wan.embed_text(encode_prompt(run.prompt)),
-        VideoSettings(layout, replace(settings.sampling, seed=run.seed), FPS),
-    )
+    text = models.wan.embed_text(encode_prompt(run.prompt))
+    sampling = replace(settings.sampling, seed=run.seed)
+    video = new_video(run.policy, count, text, sampling, settings.size, models)
     return np.concatenate([to_uint8(block.decoded[0]).cpu().numpy() for block in video.blocks(count)])
+
+
+def new_video(
+    policy: Policy, count: int, text: TextKV | Story, sampling: Sampling, size: FrameSize, models: Models
+) -> LongVideo:
+    """A video of `count` blocks under a policy, of which no block is made yet."""
+    compressor = models.compressor(policy.compressor, BLOCK_FRAMES)
+    stride = compressor.temporal_stride if compressor else default_temporal_stride(BLOCK_FRAMES)
+    layout = Layout(policy.config(count), size, stride)
+    return LongVideo(VideoModels(models.wan, models.vae, compressor), text, VideoSettings(layout, sampling, FPS))
 
 
 def measure(video: np.ndarray, prompt: str, seconds: float) -> Measures:
@@ -223,21 +240,21 @@ def measure(video: np.ndarray, prompt: str, seconds: float) -> Measures:
 # --- the file of results ---------------------------------------------------------------------------------------
 
 
-def read_results(path: Path) -> list[Result]:
+def read_results(path: Path, kind: type[Kept]) -> list[Kept]:
     """All results of a file of JSON lines; none when there is no file. A line that was cut off is passed over."""
-    return list(_parsed(path.read_text().splitlines())) if path.is_file() else []
+    return list(_parsed(path.read_text().splitlines(), kind)) if path.is_file() else []
 
 
-def _parsed(lines: Sequence[str]) -> Iterator[Result]:
+def _parsed(lines: Sequence[str], kind: type[Kept]) -> Iterator[Kept]:
     for line in lines:
         try:
-            yield Result(**json.loads(line))
+            yield kind(**json.loads(line))
         except (ValueError, TypeError):  # the process was killed while it wrote
             continue
 
 
-def add_result(path: Path, result: Result) -> None:
-    """Appends a result, on a line of its own even where the line before was cut off."""
+def add_result(path: Path, result: Any) -> None:
+    """Appends a result, a dataclass, on a line of its own even where the line before was cut off."""
     with path.open("a+b") as file:
         if file.tell():
             file.seek(-1, 2)

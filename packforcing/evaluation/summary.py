@@ -110,33 +110,35 @@ def table(summary: dict[str, Any], remarks: Sequence[str], differences: Mapping[
     ]
     for key in durations:
         head = ["policy", *(name.replace("_", " ") for name in MEASURES), "n"]
-        lines = [f"## {key} s", "", _row(head), _row(["---", *["---:"] * (len(head) - 1)])]
-        lines += [_row(_cells(name, summary[name][key])) for name in summary]
+        lines = [f"## {key} s", "", row(head), row(["---", *["---:"] * (len(head) - 1)])]
+        lines += [row(_cells(name, summary[name][key])) for name in summary]
         parts.append("\n".join(lines))
     if differences:
         lines = [f"## Less {REFERENCE}, pair by pair", ""]
         lines += ["Means ± standard errors of the differences on the same prompt and seed.", ""]
         head = ["policy", *(name.replace("_", " ") for name in MEASURES), "at"]
-        lines += [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
+        lines += [row(head), row(["---", *["---:"] * (len(head) - 1)])]
         for name, found in differences.items():
             longest = list(found)[-1]
-            lines.append(_row([name, *(_cell(found[longest][measure], "+") for measure in MEASURES), f"{longest} s"]))
+            lines.append(row([name, *(cell(found[longest][measure], "+") for measure in MEASURES), f"{longest} s"]))
         parts.append("\n".join(lines))
     parts += remarks
     return "\n\n".join(parts) + "\n"
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
 def _cells(name: str, measured: dict[str, Statistics] | None) -> list[str]:
     if measured is None:
         return [name, *[NONE] * (len(MEASURES) + 1)]
-    return [name, *(_cell(measured[measure]) for measure in MEASURES), str(measured[MEASURES[0]]["n"])]
+    return [name, *(cell(measured[measure]) for measure in MEASURES), str(measured[MEASURES[0]]["n"])]
 
 
-def _cell(found: Statistics, sign: str = "-") -> str:
+def cell(found: Statistics, sign: str = "-") -> str:
+    """A mean and its standard error; `sign` "+" shows the sign of positive means, too."""
     if found["mean"] is None:
         return NONE
     error = found["standard_error"]

@@ -9,20 +9,23 @@ like.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor, cat
 
 from ..errors import PackForcingError
+from .captions import TOO_CLOSE
 from .drawing import render
-from .scenes import FPS, FRAME, LONGEST_START, Scene, sample_scene
+from .scenes import EVALUATION_SEED, FPS, FRAME, LONGEST_START, LandscapeScene, Scene, sample_scene
 
 NAMES = ("one", "two", "three", "four")
 MOST_PLACES = 3  # in a tour
 FEWEST_BLOCKS = 3  # of a tour with a return
 STAY = 0.2  # how often a block shows the same place as the block before
+CANDIDATES = 48  # scenes from which each place of a held-out tour is chosen
 
 _PLACE = re.compile(rf"place (?P<name>{'|'.join(NAMES)})(?:: (?P<description>.+))?")
 
@@ -112,3 +115,48 @@ def sample_tour(seed: int | np.random.Generator, blocks: int) -> Tour:
     names = rng.permutation(NAMES)[: max(way) + 1]
     places = [Place(str(name), sample_scene(rng), int(rng.integers(LONGEST_START))) for name in names]
     return Tour(tuple(places), way)
+
+
+# --- held-out tours ---------------------------------------------------------------------------------------------------
+
+Look = tuple[str, ...]  # the colours of large areas: an object scene's background; a landscape's sky and ground
+
+
+def look(scene: Scene) -> Look:
+    """The names of the colours that fill most of a scene's frames."""
+    if isinstance(scene, LandscapeScene):
+        return scene.attributes.sky, scene.attributes.ground
+    return (scene.attributes.background,)
+
+
+def alike(one: Look, other: Look) -> bool:
+    """Whether two looks share a colour, or have one each that could be taken for the other's."""
+    if len(one) != len(other):
+        return False
+    return any(a == b or {a, b} in TOO_CLOSE for a, b in zip(one, other, strict=True))
+
+
+def held_out_tours(count: int, way: Sequence[int]) -> list[Tour]:
+    """Tours on one way through scenes that training never sees; a longer list begins with the shorter one.
+
+    No two places of a tour look alike, and each is chosen to have the look that the places before had most seldom, so
+    that places differ from tour to tour as well. Landscapes say their sky and their ground. Places are named in order.
+    """
+    rng = np.random.default_rng(EVALUATION_SEED)
+    used: Counter[Look] = Counter()
+    return [Tour(_held_out_places(rng, max(way) + 1, used), tuple(way)) for _ in range(count)]
+
+
+def _held_out_places(rng: np.random.Generator, count: int, used: Counter[Look]) -> tuple[Place, ...]:
+    """The places of one tour; their looks are added to those that are `used`."""
+    places: list[Place] = []
+    while len(places) < count:
+        scenes = [sample_scene(rng, held_out=True) for _ in range(CANDIDATES)]
+        fitting = [scene for scene in scenes if not any(alike(look(scene), look(place.scene)) for place in places)]
+        if not fitting:
+            continue
+        scene = min(fitting, key=lambda scene: used[look(scene)])
+        used[look(scene)] += 1
+        said = replace(scene, phrasing=1) if isinstance(scene, LandscapeScene) else scene
+        places.append(Place(NAMES[len(places)], said, int(rng.integers(LONGEST_START))))
+    return tuple(places)

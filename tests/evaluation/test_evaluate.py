@@ -25,6 +25,7 @@ from packforcing.evaluation.metrics import evaluate_video, not_asked
 from packforcing.evaluation.models import Models, Sources, compressor_choice, digest, load
 from packforcing.evaluation.plots import points
 from packforcing.evaluation.policies import POLICIES, policy
+from packforcing.evaluation.processes import made
 from packforcing.evaluation.runs import MEASURES, Result, Run, Settings, fingerprint, make, make_video, measure
 from packforcing.evaluation.summary import compared, statistics, summarise, table
 from packforcing.files.compressor_file import CompressorMetadata, save_compressor
@@ -78,6 +79,7 @@ CONFIGS = {
     "sink-4": CacheConfig(sink_frames=4),
     "sink-16": CacheConfig(sink_frames=16),
     "range-24": CacheConfig(position_range=24),
+    "top-4": CacheConfig(top_k=4),
 }
 
 
@@ -411,10 +413,10 @@ ORPHAN = """
 import os, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from packforcing.evaluation.run import _start_worker
+from packforcing.evaluation.processes import start_worker
 
 if __name__ == "__main__":
-    with ProcessPoolExecutor(1, get_context("spawn"), _start_worker, (1,)) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), start_worker, (1,)) as pool:
         print(pool.submit(os.getpid).result(), flush=True)
         pool.submit(time.sleep, 600).result()
 """
@@ -441,7 +443,7 @@ def test_several_processes_find_what_one_finds(models: Models, monkeypatch: pyte
     some = settings("packforcing", seconds=(1.0,), prompts=2)
     models = replace(models, trained=compressor_choice(some.sources))  # what the processes load
     there, here = (
-        {result.key: result for result in command.made(some.runs(), some, models, jobs, threads=1)} for jobs in (2, 1)
+        {result.key: result for result in made(make, some.runs(), some, models, jobs, threads=1)} for jobs in (2, 1)
     )
     assert there.keys() == here.keys()
     for key, result in here.items():

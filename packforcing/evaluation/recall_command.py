@@ -1,0 +1,184 @@
+"""`evaluate --recall`: whether places come back as they were, under several cache policies.
+
+Each finished run is added to FOLDER/recall.jsonl at once, and taken from there when the command is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from math import inf
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ..command_options import check_folder
+from ..errors import PackForcingError
+from ..plots import available
+from .models import Models, load
+from .plots import recall_over_gaps
+from .policies import Policy, policy
+from .processes import made
+from .recall_runs import (
+    WORLD,
+    RecallResult,
+    RecallRun,
+    RecallSettings,
+    blocks_of,
+    captions_of,
+    make_recall,
+    recall_fingerprint,
+)
+from .recall_summary import compared_recall, recall_table, summarise_recall
+from .reporting import Tell, output_folder, readable_seconds, tell_progress, unique, versions
+from .runs import BLOCK_FRAMES, add_result, read_results
+
+RESULTS, SUMMARY, TABLE, PLOT = "recall.jsonl", "recall.json", "recall.md", "recall.png"
+DEFAULT_POLICIES = "packforcing,packforcing-lr,packforcing-recency,packforcing-no-rope,sink-recent,window"
+DEFAULTS = {"gaps": "16,60", "videos": 8, "unsaid": False}  # of the options that --recall alone has
+
+
+def add_recall_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `evaluate --recall` alone."""
+    parser.add_argument(
+        "--recall", action="store_true", help="instead, whether places that a video leaves come back as they were"
+    )
+    parser.add_argument(
+        "--gaps", default=DEFAULTS["gaps"], help="with --recall: blocks for which places are away, with commas between"
+    )
+    parser.add_argument("--videos", type=int, default=DEFAULTS["videos"], help="with --recall: how many stories")
+    parser.add_argument(
+        "--unsaid", action="store_true", help="with --recall: name places without describing them, also the first time"
+    )
+
+
+def recall_policies(text: str | None) -> tuple[Policy, ...]:
+    """The policies of a list with commas between; the world is always among what is compared.
+
+    Raises PackForcingError for an unknown one, and for a limit in seconds.
+    """
+    names = unique(DEFAULT_POLICIES if text is None else text)
+    for name in names:
+        if "@" in name:
+            raise PackForcingError(f"With --recall a policy has no limit in seconds: write '{name.partition('@')[0]}'.")
+    return tuple(replace(policy(name), longest=inf) for name in names if name != WORLD.name)
+
+
+def gaps_of(text: str) -> tuple[int, ...]:
+    """Gaps with commas between, shortest first. Raises PackForcingError for what is no whole number."""
+    try:
+        return tuple(sorted({int(each) for each in unique(text)}))
+    except ValueError:
+        raise PackForcingError(
+            f"--gaps takes whole numbers of blocks with commas between, such as 16,60, not '{text}'."
+        ) from None
+
+
+def evaluate_recall(
+    settings: RecallSettings, models: Models, folder: Path, jobs: int, threads: int, tell: Tell
+) -> list[RecallResult]:
+    """All results in the order of the runs; what the folder does not have yet is made and added."""
+    runs = settings.runs()
+    kept = {(result.key, result.fingerprint): result for result in read_results(folder / RESULTS, RecallResult)}
+    identities = {run.key: (run.key, recall_fingerprint(run, settings, models)) for run in runs}
+    found = {key: kept[identity] for key, identity in identities.items() if identity in kept}
+    missing = {run.key: run for run in runs if run.key not in found}
+    tell(f"{len(runs)} runs, {len(found)} of them done before")
+    for result in made(make_recall, list(missing.values()), settings, models, jobs, threads):
+        add_result(folder / RESULTS, result)
+        found[result.key] = result
+        del missing[result.key]
+        left = time_left(list(found.values()), list(missing.values())) / jobs
+        tell(
+            f"{len(found)} of {len(runs)}: {result.policy}, video {result.number}, gap {result.gap} in "
+            f"{result.elapsed:.1f} s, {readable_seconds(left)} left"
+        )
+    return [found[run.key] for run in runs]
+
+
+def time_left(done: Sequence[RecallResult], missing: Sequence[RecallRun]) -> float:
+    """Seconds of work that the missing runs take, if each block takes as long as those of its policy."""
+    rates: dict[str, list[float]] = {}
+    for result in done:
+        rates.setdefault(result.policy, []).append(result.elapsed / blocks_of(result.gap))
+    usual = fmean(rate for each in rates.values() for rate in each)
+    return sum(fmean(rates.get(run.policy.name, [usual])) * blocks_of(run.gap) for run in missing)
+
+
+def run_recall(settings: RecallSettings, options: argparse.Namespace) -> None:
+    """Evaluates, writes table, plot and JSON, and prints the table (or the JSON)."""
+    models = load(settings.sources)
+    for each in settings.policies:
+        models.compressor(each.compressor, BLOCK_FRAMES)  # one that does not fit is told before anything runs
+    check_folder(None if options.json == "-" else options.json, "results")
+    folder = output_folder(options.output, RESULTS)
+
+    results = evaluate_recall(settings, models, folder, options.jobs, options.threads, tell_progress)
+    summary = summarise_recall(settings, results)
+    text = recall_table(summary, notes(settings, models))
+    report = {
+        "settings": described(settings, models, options),
+        "versions": versions(),
+        "policies": summary,
+        "differences": compared_recall(settings, results),
+        "cost": {"seconds_a_block": costs(results), "threads": options.threads},
+    }
+    (folder / TABLE).write_text(text)
+    line = json.dumps(report, allow_nan=False)
+    for path in (folder / SUMMARY, *([Path(options.json)] if options.json not in (None, "-") else [])):
+        path.write_text(line + "\n")
+    if available():
+        recall_over_gaps(summary, folder / PLOT)
+    else:
+        tell_progress("matplotlib is not installed, so there is no plot: `pip install matplotlib` and start again")
+    print(line if options.json == "-" else text)
+
+
+def notes(settings: RecallSettings, models: Models) -> list[str]:
+    """What a reader of the table must know."""
+    if models.trained.state_dict is None and any(each.compressor == "trained" for each in settings.policies):
+        return ["No trained compressor was given: all policies with mid blocks use the training-free one."]
+    return []
+
+
+def costs(results: Sequence[RecallResult]) -> dict[str, float]:
+    """By policy, the seconds of work that a block took."""
+    return {
+        name: fmean(result.elapsed / blocks_of(result.gap) for result in results if result.policy == name)
+        for name in dict.fromkeys(result.policy for result in results)
+    }
+
+
+def described(settings: RecallSettings, models: Models, options: argparse.Namespace) -> dict[str, Any]:
+    """The settings as JSON: all that the numbers depend on."""
+    longest = blocks_of(max(settings.gaps))
+    chosen = {each.compressor: models.choice(each.compressor) for each in settings.policies}
+    compressors = {name: choice.name if choice else None for name, choice in chosen.items()}
+    shortest = min(settings.gaps)
+    told = [captions_of(RecallRun(WORLD, number, shortest), False) for number in range(settings.videos)]
+    return {
+        "policies": {
+            WORLD.name: {"description": WORLD.description},
+            **{
+                each.name: {
+                    "description": each.description,
+                    "compressor": compressors[each.compressor],
+                    "cache": asdict(each.config(longest)),
+                }
+                for each in settings.policies
+            },
+        },
+        "gaps": list(settings.gaps),
+        "videos": settings.videos,
+        "unsaid": settings.unsaid,
+        "places": [[captions[block] for block in (0, 2, 4)] for captions in told],
+        "size": asdict(settings.size),
+        "block_frames": BLOCK_FRAMES,
+        "sampling": {key: value for key, value in asdict(settings.sampling).items() if key != "seed"},
+        "sources": {key: value or "demo" for key, value in asdict(settings.sources).items()},
+        "weights": models.digests,
+        "jobs": options.jobs,
+        "threads": options.threads,
+    }
