@@ -203,9 +203,10 @@ def check_story_times(prompts: Sequence[TimedPrompt], fps: float, block_frames: 
     starts = [start_block(prompt.seconds, fps, block_frames) for prompt in prompts]
     for i, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
         if start >= blocks or prompt.seconds >= end:
+            words = f", {shown(prompt.prompt)}," if prompt.prompt else ""
             raise PackForcingError(
-                f"The prompt at {time_of(prompt.seconds)}, {shown(prompt.prompt)}, has no block of its own before the "
-                f"video's end at {time_of(end)}: move it to an earlier time, or make the video longer."
+                f"The prompt at {time_of(prompt.seconds)}{words} has no block of its own before the video's end at "
+                f"{time_of(end)}: move it to an earlier time, or make the video longer."
             )
         if i and start == starts[i - 1]:
             raise PackForcingError(
