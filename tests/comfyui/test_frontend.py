@@ -18,7 +18,7 @@ from frontend import (
 )
 from playwright.sync_api import Page
 
-WORKFLOWS = ("quickstart", "wan2.1-1.3b")
+WORKFLOWS = ("quickstart", "memory", "wan2.1-1.3b")
 TITLE_HEIGHT = 30  # litegraph's, above a node's position
 
 _SAVED = "() => window.app.graph.serialize()"
@@ -122,7 +122,7 @@ def test_every_file_that_a_workflow_needs_is_named_with_its_address(name: str):
         assert model["url"].startswith("https://huggingface.co/")
         assert model["url"].endswith(f"/{model['name']}")
         assert model["directory"] in ("diffusion_models", "text_encoders", "vae")
-    assert len(loaders) == {"quickstart": 0, "wan2.1-1.3b": 3}[name]
+    assert len(loaders) == {"quickstart": 0, "memory": 0, "wan2.1-1.3b": 3}[name]
 
 
 def test_the_cache_config_shows_its_plan_live(page: Page):
