@@ -21,7 +21,8 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 OUT = REPO / "out" / "pictures"
-LEFT, TOP, MARGIN = 100, 120, 20  # pixels of the page: beside its bars, and around the graph
+LEFT, TOP, RIGHT, BOTTOM = 100, 120, 500, 300  # pixels of the page for its bars, messages and map
+MARGIN = 20  # around the graph
 TITLE = 34  # above a node's position
 LONGEST_RUN = 3600  # seconds
 THUMBNAIL = 640  # pixels wide
@@ -45,7 +46,7 @@ _SHOWN = "() => [...document.querySelectorAll('video')].every(video => video.rea
 def photograph(page: Page, path: Path) -> None:
     """The whole graph at its own size, whatever the window's."""
     width, height = page.evaluate(_PLACE, [LEFT, TOP, TITLE])
-    page.set_viewport_size({"width": round(width) + 2 * LEFT, "height": round(height) + 2 * TOP})
+    page.set_viewport_size({"width": round(width) + LEFT + RIGHT, "height": round(height) + TOP + BOTTOM})
     page.wait_for_timeout(500)
     page.evaluate(_PLACE, [LEFT, TOP, TITLE])
     page.wait_for_timeout(1500)

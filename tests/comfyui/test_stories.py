@@ -144,20 +144,20 @@ def test_core_samplers_take_the_conditioning_as_it_is(server: Server, client: Cl
 
 def test_progress_counts_refreshed_blocks_and_the_record_tells_the_story(server: Server, client: Client):
     prompt = Prompt()
+    positive = schedule(prompt, f"{STORY}\n0:01 {FIRST}")  # comes back in block 5
     sampler = prompt.sampler(
-        {"top_k": 0, "recent_frames": 2}, positive=schedule(prompt), compressor=None, vae=None, prompt_switch="refresh"
+        {"top_k": 0, "recent_frames": 2}, positive=positive, compressor=None, vae=None, prompt_switch="refresh"
     )
     inspector = prompt.add("PackForcingCacheInspector", record=sampler[2])
     result = client.run(prompt.nodes).raise_for_status()
     events = [event.data for event in result.of_type("progress") if event.data["node"] == sampler.id]
-    recent = 1  # of block 2: block 0 is a sink, block 1 is recent
+    recent = 1 + 2  # before block 2 block 1, since block 0 is a sink; before block 5 blocks 3 and 4
     passes = TINY_BLOCKS * (TINY_SAMPLER["steps"] + 1) - 1 + recent
     assert {event["max"] for event in events} == {passes}
     assert {event["value"] for event in events} == set(range(passes + 1))
     [report] = result.outputs[inspector.id]["text"]
-    assert FIRST in report
-    assert SECOND in report
-    assert "refresh" in report
+    assert "3 stretches of 2 prompts, 1 return; the history at a switch: refresh" in report
+    assert f"'{FIRST}' returns" in report
 
 
 # --- going on --------------------------------------------------------------------------------------------------------
