@@ -252,19 +252,19 @@ RUN_MISTAKES = [
         "a prompt beyond the video's end",
         with_story("0:00 a\n0:02 it rains"),
         SAMPLER,
-        ("The prompt at 0:02, 'it rains', has no block of its own before the video's end at 0:01.313", "earlier time"),
+        ("The prompt at 0:02, 'it rains', has no block of its own before the video's end at 0:01.312", "earlier time"),
     ),
     Mistake(
         "a conditioning beyond the video's end",
         with_starts("", "1:00"),
         SAMPLER,
-        ("The prompt at 1:00 has no block of its own before the video's end at 0:01.313: move it",),
+        ("The prompt at 1:00 has no block of its own before the video's end at 0:01.312: move it",),
     ),
     Mistake(
         "prompts in the same block",
-        with_story("0:00 a\n0:00.1 b"),
+        with_story("0:00 a\n0:00.02 b"),
         SAMPLER,
-        ("The prompts at 0:00 and 0:00.1 fall into the same block, which begins at 0:00: put them at least 0:00.25",),
+        ("The prompts at 0:00 and 0:00.02 fall into the same block, which begins at 0:00: put them at least 0:00.25",),
     ),
     Mistake(
         "prompts at the same time",
