@@ -5,12 +5,13 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
+import comfy.utils
 import folder_paths
 from comfy_api.input_impl import VideoFromFile
 from comfy_api.latest import io
 
 from ..packforcing.files.side_by_side import Labelled, join_side_by_side
-from . import types
+from . import adapter, types
 
 MOST_VIDEOS = 4
 
@@ -51,11 +52,17 @@ class SideBySideNode(io.ComfyNode):
             for (video, _), file in zip(videos, files, strict=True):
                 video.save_to(str(file))  # copies packets, where the video is a file already
             labels = [label for _, label in videos]
-            join_side_by_side([Labelled(*pair) for pair in zip(files, labels, strict=True)], output)
+            join_side_by_side([Labelled(*pair) for pair in zip(files, labels, strict=True)], output, on_frames)
         finally:
             for file in files:
                 file.unlink(missing_ok=True)
         return io.NodeOutput(VideoFromFile(str(output)))
+
+
+def on_frames(done: int, frames: int) -> None:
+    """Shows how far it is, and hears Cancel."""
+    adapter.check_interrupted()
+    comfy.utils.ProgressBar(frames).update_absolute(done)
 
 
 def temporary_file() -> Path:

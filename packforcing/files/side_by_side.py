@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -38,11 +38,20 @@ class Labelled:
 # --- videos -----------------------------------------------------------------------------------------------------------
 
 
-def join_side_by_side(videos: Sequence[Labelled], output: str | os.PathLike[str]) -> int:
+def no_callback(done: int, frames: int) -> None:
+    """The default `on_frames`."""
+
+
+def join_side_by_side(
+    videos: Sequence[Labelled],
+    output: str | os.PathLike[str],
+    on_frames: Callable[[int, int], None] = no_callback,
+) -> int:
     """Writes one video in which the given ones run side by side, each under its label. Returns its frames.
 
     It ends with the longest one; a shorter one holds its last frame until then. Sound is left out. A few frames are in
-    memory at a time.
+    memory at a time. `on_frames` is called with the frames that are done and those that there will be; an exception
+    that it raises ends the work.
 
     Raises PackForcingError for fewer than two videos, when they differ in size or frames a second, and when a file is
     no video or cannot be written.
@@ -52,13 +61,15 @@ def join_side_by_side(videos: Sequence[Labelled], output: str | os.PathLike[str]
     infos = [probe(video.path) for video in videos]
     check_alike(videos, infos)
     first = infos[0]
+    frames = max(info.frames for info in infos)
     bands = [label_band(video.label, first.width) for video in videos]
     top = beside(bands)
     height, width = top.shape[0] + first.height, top.shape[1]
     with VideoWriter(output, first.fps, width + width % 2, height + height % 2) as writer:
-        joined = (framed(top, beside(frames)) for frames in together([frames_of(video.path) for video in videos]))
+        joined = (framed(top, beside(row)) for row in together([frames_of(video.path) for video in videos]))
         while chunk := list(islice(joined, CHUNK_FRAMES)):
             writer.write(from_uint8(torch.from_numpy(np.stack(chunk))))
+            on_frames(writer.frames, frames)
     return writer.frames
 
 

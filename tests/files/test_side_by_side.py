@@ -79,7 +79,10 @@ def test_a_few_frames_are_in_memory_at_a_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr(side_by_side, "frames_of", counted)
     monkeypatch.setattr(side_by_side, "VideoWriter", Watched)
-    assert join_side_by_side([Labelled(path), Labelled(other)], tmp_path / "out.mp4") == 90
+    told: list[tuple[int, int]] = []
+    joined = join_side_by_side([Labelled(path), Labelled(other)], tmp_path / "out.mp4", lambda *now: told.append(now))
+    assert joined == 90
+    assert told == [(min(done, 90), 90) for done in range(8, 97, 8)]
     assert read[0] == 180
     assert most[0] <= 2 * side_by_side.CHUNK_FRAMES
 
