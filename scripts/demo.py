@@ -128,9 +128,10 @@ def apply(options: argparse.Namespace, prompt: dict) -> Stretches | None:
     text = None if options.prompt is None else f"0:00 {' '.join(options.prompt.split())}"
     if options.story is not None:
         text = options.story.read_text(encoding="utf-8-sig")
-    if text is not None and not entries(prompt, SCHEDULE):
+    if options.prompt is not None and not entries(prompt, SCHEDULE):
         override(prompt, "CLIPTextEncode", text=options.prompt)
-    override(prompt, SCHEDULE, text=text if entries(prompt, SCHEDULE) else None)
+    else:
+        override(prompt, SCHEDULE, text=text)
     override(prompt, SAMPLER, seconds=options.seconds, seed=options.seed)
     story = stretches(prompt)
     if story is not None and options.seconds is not None:
