@@ -31,9 +31,9 @@ def api_prompt(text: str = STORY, seconds: float = 20.0) -> dict:
     }
 
 
-def apply(demo, prompt: dict, **changes):
+def apply(demo, graph: dict, **changes):
     options = {"prompt": None, "story": None, "seconds": None, "seed": None} | changes
-    return demo.apply(argparse.Namespace(**options), prompt)
+    return demo.apply(argparse.Namespace(**options), graph)
 
 
 def test_the_story_of_the_workflow_stays_as_it_is(demo):

@@ -76,6 +76,10 @@ def plan_shown(page: Page, *words: str) -> str:
     return shown(page, "PackForcingCacheConfig", "plan", *words)
 
 
+def times_shown(page: Page, *words: str) -> str:
+    return shown(page, "PackForcingPromptSchedule", "times", *words)
+
+
 def set_widget(page: Page, node: str, **values: float | str) -> None:
     """Changes widgets of all nodes of a type."""
     for name, value in values.items():
@@ -142,6 +146,21 @@ def test_the_cache_config_shows_its_plan_live(page: Page):
     plan_shown(page, "24,960 tokens, constant", "mid 0")
     set_widget(page, "PackForcingSampler", width=416)
     plan_shown(page, "416x480", "12,480 tokens, constant")
+
+
+def test_the_prompt_schedule_shows_live_when_its_prompts_start(page: Page):
+    """So a prompt beyond the video's end is told before anything runs."""
+    drop(page, "quickstart")
+    set_widget(page, "PackForcingPromptSchedule", text="0:00 a\n0:05 b")
+    times_shown(page, "0:00      block 0      begins at 0:00", "0:05      block 5      begins at 0:04.81", "40 blocks")
+    set_widget(page, "PackForcingSampler", seconds=4)
+    times_shown(page, "The prompt at 0:05, 'b', has no block of its own before the video's end at 0:03.812: move it")
+    set_widget(page, "PackForcingSampler", seconds=8, fps=8)
+    times_shown(page, "block 3      begins at 0:05.62", "4 blocks")
+    set_widget(page, "PackForcingCacheConfig", block_frames=1)
+    times_shown(page, "block 10     begins at 0:04.62", "16 blocks")
+    set_widget(page, "PackForcingPromptSchedule", text="0:00 a\nlater b")
+    times_shown(page, "Line 2 of the story, 'later b', must begin with a time")
 
 
 def test_the_plan_knows_the_connected_model(page: Page):
