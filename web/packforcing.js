@@ -140,7 +140,7 @@ if (!alreadyHere) app.registerExtension({
   nodeCreated(node) {
     const type = node.comfyClass ?? node.type;
     if (type === CONFIG) showAnswer(node, "plan", 176, planQuery, askPlan);
-    if (type === SCHEDULE) showAnswer(node, "times", 130, storyQuery, askStory);
+    if (type === SCHEDULE) showAnswer(node, "times", 140, storyQuery, askStory);
     if (type === INSPECTOR) showReport(node);
   },
 });

@@ -220,11 +220,11 @@ def times_text(prompts: Sequence[TimedPrompt], length: Length) -> str:
     """When each prompt really starts, for people: a line each. Raises what `check_story_times` raises."""
     fps, frames = length.fps, length.block_frames
     check_story_times(prompts, fps, frames, length.blocks)
-    starts = [start_block(prompt.seconds, fps, frames) for prompt in prompts]
-    rows = [
-        f"{time_of(prompt.seconds):<10}block {start:<7,}begins at {time_of(round(block_seconds(start, fps, frames), 2))}"
-        for prompt, start in zip(prompts, starts, strict=True)
-    ]
+    rows = []
+    for prompt in prompts:
+        start = start_block(prompt.seconds, fps, frames)
+        begins = time_of(round(block_seconds(start, fps, frames), 2))
+        rows.append(f"{time_of(prompt.seconds):<10}block {start:<7,}begins at {begins}")
     end = time_of(round(block_seconds(length.blocks, fps, frames), 2))
     return "\n".join([*rows, f"{end:<10}end of {length.blocks:,} blocks"])
 

@@ -158,7 +158,7 @@ def test_the_prompt_schedule_shows_live_when_its_prompts_start(page: Page):
     set_widget(page, "PackForcingSampler", seconds=8, fps=8)
     times_shown(page, "block 3      begins at 0:05.62", "4 blocks")
     set_widget(page, "PackForcingCacheConfig", block_frames=1)
-    times_shown(page, "block 10     begins at 0:04.62", "16 blocks")
+    times_shown(page, "block 11     begins at 0:05.12", "16 blocks")
     set_widget(page, "PackForcingPromptSchedule", text="0:00 a\nlater b")
     times_shown(page, "Line 2 of the story, 'later b', must begin with a time")
 
