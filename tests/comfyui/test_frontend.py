@@ -133,6 +133,18 @@ def test_every_file_that_a_workflow_needs_is_named_with_its_address(name: str):
     assert len(loaders) == {"quickstart": 0, "memory": 0, "wan2.1-1.3b": 3}[name]
 
 
+def test_the_memory_workflow_is_the_quick_start_with_and_without_mid_blocks():
+    def widgets(name: str, kind: str) -> list[list]:
+        return [node["widgets_values"] for node in workflow(name)["nodes"] if node["type"] == kind]
+
+    for kind, copies in (("PackForcingPromptSchedule", 1), ("PackForcingSampler", 2)):
+        assert widgets("memory", kind) == copies * widgets("quickstart", kind)
+    [usual] = widgets("quickstart", "PackForcingCacheConfig")
+    top_k = 3  # its place among the widgets
+    assert usual[top_k] > 0
+    assert widgets("memory", "PackForcingCacheConfig") == [usual, [*usual[:top_k], 0, *usual[top_k + 1 :]]]
+
+
 def test_the_cache_config_shows_its_plan_live(page: Page):
     drop(page, "wan2.1-1.3b")
     plan_shown(page, "832x480", "80 blocks, 240 latent frames, wan2.1-1.3b", "4,680 tokens", "full cache")
