@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 import torch
 from comfyui import REPO, Client, Event, Preview, Server, workflow_to_prompt
-from graphs import TINY_BLOCKS, TINY_SAMPLER, Node, Prompt, bare_latents, make_latents, output_file, save_input_latent
+from graphs import (
+    TINY_BLOCKS,
+    TINY_SAMPLER,
+    Node,
+    Prompt,
+    bare_latents,
+    forget,
+    make_latents,
+    output_file,
+    save_input_latent,
+)
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -58,6 +68,7 @@ def same_blocks(a: Tensor, b: Tensor) -> list[bool]:
 def plain(server: Server) -> Tensor:
     """One prompt, as it always was."""
     with server.client() as client:
+        forget(server, client)  # another file may just have run the same prompt
         return bare_latents(server, client)
 
 
