@@ -6,7 +6,9 @@ The mappings are spelt out, not computed, because ComfyUI Manager reads them fro
 from .nodes.cache_config import CacheConfigNode
 from .nodes.inspector import CacheInspectorNode
 from .nodes.loaders import CompressorLoaderNode, DemoModelsNode, ModelLoaderNode
+from .nodes.prompts import ConditioningAtNode, PromptScheduleNode
 from .nodes.sampler import LongVideoSamplerNode
+from .nodes.side_by_side import SideBySideNode
 
 WEB_DIRECTORY = "./web"
 
@@ -17,6 +19,9 @@ NODE_CLASS_MAPPINGS = {
     "PackForcingSampler": LongVideoSamplerNode,
     "PackForcingCacheInspector": CacheInspectorNode,
     "PackForcingDemoModels": DemoModelsNode,
+    "PackForcingPromptSchedule": PromptScheduleNode,
+    "PackForcingConditioningAt": ConditioningAtNode,
+    "PackForcingSideBySide": SideBySideNode,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -26,6 +31,9 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "PackForcingSampler": "PackForcing Long Video Sampler",
     "PackForcingCacheInspector": "PackForcing Cache Inspector",
     "PackForcingDemoModels": "PackForcing Demo Models",
+    "PackForcingPromptSchedule": "PackForcing Prompt Schedule",
+    "PackForcingConditioningAt": "PackForcing Conditioning At",
+    "PackForcingSideBySide": "PackForcing Side By Side",
 }
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]

@@ -1,4 +1,7 @@
-"""One HTTP route, for the Cache Config node: the plan of a configuration, so that the arithmetic has one home."""
+"""HTTP routes for what nodes show of their widgets, so that the arithmetic has one home.
+
+The Cache Config shows the plan of its configuration, and the Prompt Schedule when its prompts start.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,15 @@ import logging
 from dataclasses import fields
 from typing import Any
 
-from ..packforcing.config import CacheConfig, FrameSize
+from ..packforcing.config import CacheConfig, FrameSize, Length
 from ..packforcing.errors import PackForcingError
 from ..packforcing.generate.plan import plan, plan_text
+from ..packforcing.generate.story import parse_story, story_text, times_text
 from ..packforcing.known_models import MODELS, VAE_DIMS
 
 log = logging.getLogger(__name__)
 
-PATH = "/packforcing/plan"
+PLAN_PATH, STORY_PATH = "/packforcing/plan", "/packforcing/story"
 
 
 def planned(query: dict[str, str]) -> dict[str, Any]:
@@ -33,16 +37,31 @@ def planned(query: dict[str, str]) -> dict[str, Any]:
     return {"text": plan_text(result, name), "plan": result.as_dict()}
 
 
+def story_times(query: dict[str, str]) -> dict[str, str]:
+    """The answer to a story's text and the video that it is for: {"text"}, or {"error"} as above."""
+    try:
+        prompts = parse_story(query.get("text", ""))
+        frames = int(query.get("block_frames", CacheConfig().block_frames))
+        length = Length(float(query["seconds"]), float(query.get("fps", 16)), frames) if "seconds" in query else None
+        return {"text": times_text(prompts, length) if length else story_text(prompts)}
+    except ValueError as error:
+        return {"error": str(error)}
+
+
 def register() -> None:
-    """Adds the route to ComfyUI's server, when there is one."""
+    """Adds the routes to ComfyUI's server, when there is one."""
     from aiohttp import web
     from server import PromptServer
 
     server = getattr(PromptServer, "instance", None)
     if server is None:
-        log.debug("no server: the Cache Config node shows no plan")
+        log.debug("no server: the nodes show neither plan nor times")
         return
 
-    @server.routes.get(PATH)
+    @server.routes.get(PLAN_PATH)
     async def plan_route(request: web.Request) -> web.Response:
         return web.json_response(planned(dict(request.query)))
+
+    @server.routes.post(STORY_PATH)  # a story may be longer than an address
+    async def story_route(request: web.Request) -> web.Response:
+        return web.json_response(story_times({name: str(value) for name, value in (await request.post()).items()}))

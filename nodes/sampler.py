@@ -29,8 +29,10 @@ from ..packforcing.generate.prepare import DeviceMemory, PlannedRun, planned_run
 from ..packforcing.generate.sampling import Sampling
 from ..packforcing.generate.schedule import MOST_STEPS, UPDATES
 from ..packforcing.generate.side_stream import CHOICES, overlap_wanted
+from ..packforcing.generate.story import SWITCHES, check_switch, refresh_passes, story_of
 from ..packforcing.model.compressor import Compressor, CompressorChoice
 from . import adapter, types
+from .conditioning import prompts_over_time
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,11 @@ class LongVideoSamplerNode(io.ComfyNode):
             "written to a file while it is being made.",
             inputs=[
                 io.Model.Input("model", tooltip="A causal Wan 2.1 text-to-video model, from any loader."),
-                io.Conditioning.Input("positive", tooltip="The prompt. These models sample without a negative prompt."),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="The prompt, or several over time from PackForcing Prompt Schedule or Conditioning At. "
+                    "These models sample without a negative prompt.",
+                ),
                 types.CacheConfig.Input("cache_config"),
                 types.Compressor.Input(
                     "compressor", optional=True, tooltip="Needed unless top_k of the cache config is 0."
@@ -110,6 +116,22 @@ class LongVideoSamplerNode(io.ComfyNode):
                     tooltip="Latents of an earlier run: the video starts with them and goes on to the wanted length. "
                     "With the seed and settings of that run, it goes on as if it had never stopped.",
                 ),
+                io.Combo.Input(
+                    "prompt_switch",
+                    options=list(SWITCHES),
+                    default="keep",
+                    optional=True,  # workflows from before stories go on working
+                    tooltip="What happens to the history where the prompt changes. keep: nothing. refresh: the recent "
+                    "blocks are computed again under the new prompt. blend: the prompts are mixed for some blocks.",
+                ),
+                io.Int.Input(
+                    "blend_blocks",
+                    default=2,
+                    min=1,
+                    max=1024,
+                    optional=True,
+                    tooltip="Over how many blocks blend goes from one prompt to the next.",
+                ),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent"),
@@ -119,7 +141,9 @@ class LongVideoSamplerNode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width=None, height=None, seconds=None, fps=None) -> bool | str:
+    def validate_inputs(
+        cls, width=None, height=None, seconds=None, fps=None, prompt_switch=None, blend_blocks=None
+    ) -> bool | str:
         """Tells a mistake in a widget before anything runs; values that come from other nodes are checked later.
 
         By an exception: an error that is returned instead, ComfyUI repeats for each input that this function takes.
@@ -128,6 +152,7 @@ class LongVideoSamplerNode(io.ComfyNode):
             FrameSize(width, height)
         if seconds is not None and fps is not None:
             Length(seconds, fps, block_frames=1)
+        check_switch(prompt_switch or "keep", 1 if blend_blocks is None else blend_blocks)
         return True
 
     @classmethod
@@ -149,23 +174,30 @@ class LongVideoSamplerNode(io.ComfyNode):
         overlap: str = "auto",
         latent=None,
         continue_from=None,
+        prompt_switch: str = "keep",
+        blend_blocks: int = 2,
     ) -> io.NodeOutput:
         sampling = Sampling(seed, steps, shift, update)
         size, blocks = video_size(cache_config, width, height, seconds, fps, latent)
         given = given_latents(cache_config, size, blocks, continue_from)
-        context = prompt_embedding(positive)
+        check_switch(prompt_switch, blend_blocks)
+        prompts = prompts_over_time(positive, fps, cache_config.block_frames, blocks)
         models, layout, patchers = connected(model, vae, compressor, cache_config, size)
         wan = models.wan
         settings = VideoSettings(layout, sampling, fps, overlap=overlap_wanted(overlap, wan.device))
-        progress = Progress(blocks, len_given(given, cache_config), steps)
 
         weights = sum(patcher.model_size() for patcher in patchers)
         memory = DeviceMemory(str(wan.device), adapter.device_memory(wan.device), movable=weights)
-        planned = planned_run(models, settings, blocks, memory)
+        planned = planned_run(models, settings, blocks, memory, len(prompts))
         with out_of_memory_told(planned):
             adapter.load_models(patchers, planned.needed_bytes)
             tune_models(models, layout, attention=False)  # which is ComfyUI's choice, or the user's
-            video = planned.video(wan.embed_text(context), progress.on_step)
+            texts = [wan.embed_text(prompt.context) for prompt in prompts]
+            timed = [prompt.timed for prompt in prompts]
+            story = story_of(timed, texts, fps, cache_config.block_frames, prompt_switch, blend_blocks)
+            again = refresh_passes(story, cache_config, 0, blocks)
+            progress = Progress(blocks, len_given(given, cache_config), steps, again)
+            video = planned.video(story, progress.on_step)
             samples, path = run(video, blocks, given, model, progress)
 
         # Only a node that asks for the video is told that there is none.
@@ -251,24 +283,11 @@ def len_given(given: Tensor | None, config: CacheConfig) -> int:
     return 0 if given is None else given.shape[2] // config.block_frames
 
 
-def prompt_embedding(positive) -> Tensor:
-    """The text embedding [1, L, width] of a CONDITIONING with a single entry."""
-    if len(positive) != 1:
-        raise PackForcingError(
-            f"The sampler follows one prompt, but the conditioning has {len(positive)} entries: connect a CLIP Text "
-            "Encode node without Conditioning Combine."
-        )
-    context = positive[0][0]
-    if context.shape[0] != 1:
-        raise PackForcingError(f"The sampler makes one video at a time, but the prompt is {context.shape[0]} prompts.")
-    return context
-
-
 class Progress:
     """ComfyUI's progress bar over all model passes, with the newest block's picture; also where Cancel is heard."""
 
-    def __init__(self, blocks: int, given: int, steps: int) -> None:
-        passes = given * 2 + (blocks - given) * (steps + 1) - 1  # the last block has no clean pass
+    def __init__(self, blocks: int, given: int, steps: int, refreshed: int) -> None:
+        passes = given * 2 + (blocks - given) * (steps + 1) - 1 + refreshed  # the last block has no clean pass
         self._bar = comfy.utils.ProgressBar(passes)
         self._passes = passes
         self._done = 0

@@ -6,6 +6,8 @@ import argparse
 import json
 import shutil
 import sys
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,17 @@ from comfyui import (
     Result,
     Server,
     WorkflowError,
-    set_widget,
-    widget_names,
     workflow_to_prompt,
 )
 
+sys.path.insert(0, str(REPO))  # of this process alone: in ComfyUI's, the pack's `nodes` would hide its own
+
+from packforcing.config import Length, video_frames
+from packforcing.errors import PackForcingError
+from packforcing.files.side_by_side import Caption, frames_at, strip
+from packforcing.generate.story import TimedPrompt, check_story_times, parse_story, start_block, story_text, time_of
+
+SCHEDULE, SAMPLER = "PackForcingPromptSchedule", "PackForcingSampler"
 QUICKSTART = REPO / "workflows" / "quickstart.json"
 OUT = REPO / "out" / "demo"
 LOG = OUT / "comfyui.log"
@@ -63,15 +71,72 @@ class Progress:
         self.moving = False
 
 
-def override(workflow: dict, object_info: dict, widget: str, value: Any, only: str | None = None) -> None:
-    """Set `widget` of the first node that has it; nodes of this pack come first. `only` restricts to a node type."""
-    nodes = [node for node in workflow["nodes"] if only in (None, node["type"]) and node["type"] in object_info]
-    nodes.sort(key=lambda node: not node["type"].startswith("PackForcing"))
-    for node in nodes:
-        if widget in widget_names(object_info[node["type"]]):
-            set_widget(node, object_info[node["type"]], widget, value)
-            return
-    raise DemoError(f"The workflow has no {only or 'node'} with a {widget!r} to change.")
+def entries(prompt: dict, kind: str) -> list[dict]:
+    """The nodes of a type in an API prompt."""
+    return [entry for entry in prompt.values() if entry["class_type"] == kind]
+
+
+def override(prompt: dict, kind: str, **values: Any) -> None:
+    """Sets inputs of all nodes of a type; a value that is None changes nothing."""
+    given = {name: value for name, value in values.items() if value is not None}
+    found = entries(prompt, kind)
+    if given and not found:
+        raise DemoError(f"The workflow has no {kind} whose {' and '.join(given)} could be changed.")
+    for entry in found:
+        entry["inputs"].update(given)
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """The story of a workflow, as its first sampler will see it."""
+
+    prompts: list[TimedPrompt]
+    length: Length
+
+    def middle_frames(self) -> list[int]:
+        """The frame in the middle of each stretch."""
+        frames = self.length.block_frames
+        starts = [start_block(prompt.seconds, self.length.fps, frames) for prompt in self.prompts]
+        edges = [video_frames(block * frames) for block in (*starts, self.length.blocks)]
+        return [(first + end) // 2 for first, end in pairwise(edges)]
+
+
+def stretches(prompt: dict) -> Stretches | None:
+    """The story of an API prompt without what starts after its end; None for a workflow without a schedule."""
+    schedules, samplers = entries(prompt, SCHEDULE), entries(prompt, SAMPLER)
+    if not schedules or not samplers:
+        return None
+    sampler = samplers[0]["inputs"]
+    block_frames = prompt[sampler["cache_config"][0]]["inputs"]["block_frames"]
+    length = Length(sampler["seconds"], sampler["fps"], block_frames)
+    prompts = parse_story(schedules[0]["inputs"]["text"])
+    while len(prompts) > 1 and starts_too_late(prompts[-1], length):
+        prompts.pop()
+    return Stretches(prompts, length)
+
+
+def starts_too_late(prompt: TimedPrompt, length: Length) -> bool:
+    try:
+        check_story_times([prompt], length.fps, length.block_frames, length.blocks)
+    except PackForcingError:
+        return True
+    return False
+
+
+def apply(options: argparse.Namespace, prompt: dict) -> Stretches | None:
+    """Makes the user's changes to an API prompt. Returns its story."""
+    text = None if options.prompt is None else f"0:00 {' '.join(options.prompt.split())}"
+    if options.story is not None:
+        text = options.story.read_text(encoding="utf-8-sig")
+    if options.prompt is not None and not entries(prompt, SCHEDULE):
+        override(prompt, "CLIPTextEncode", text=options.prompt)
+    else:
+        override(prompt, SCHEDULE, text=text)
+    override(prompt, SAMPLER, seconds=options.seconds, seed=options.seed)
+    story = stretches(prompt)
+    if story is not None and options.seconds is not None:
+        override(prompt, SCHEDULE, text=story_text(story.prompts))
+    return story
 
 
 def read_back(path: Path) -> tuple[int, float, int, int]:
@@ -82,8 +147,8 @@ def read_back(path: Path) -> tuple[int, float, int, int]:
         return frames, frames / float(stream.average_rate), stream.width, stream.height
 
 
-def collect(result: Result, prompt: dict, client: Client) -> None:
-    """Copy the video, the cache's report and its picture from the server to out/demo/."""
+def collect(result: Result, prompt: dict, client: Client, story: Stretches | None) -> None:
+    """Copy the video, the cache's report and its picture from the server to out/demo/, and draw the story's strip."""
     inspectors = [i for i, node in prompt.items() if "inspector" in node["class_type"].lower()]
     inspectors.sort(key=lambda i: i not in result.outputs)
     files = [(i, file) for i, output in result.outputs.items() for file in output.get("images", [])]
@@ -103,6 +168,10 @@ def collect(result: Result, prompt: dict, client: Client) -> None:
     video.write_bytes(client.download(videos[0]))
     frames, seconds, width, height = read_back(video)
     print(f"Video:  {shown(video)} ({frames} frames, {seconds:.2f} s, {width}x{height})")
+    if story is not None:
+        captions = [Caption(time_of(prompt.seconds), prompt.prompt) for prompt in story.prompts]
+        strip(frames_at(video, story.middle_frames()), captions).save(OUT / "strip.png", optimize=True)
+        print(f"Strip:  {shown(OUT / 'strip.png')}")
     if texts:
         (OUT / "cache-report.txt").write_text(texts[0].rstrip() + "\n")
         print(f"Report: {shown(OUT / 'cache-report.txt')}")
@@ -130,20 +199,14 @@ def demo(options: argparse.Namespace) -> None:
         server.start()
         print(f"ComfyUI answers after {server.start_seconds:.1f} s; running {shown(options.workflow)}", flush=True)
         with server.client() as client:
-            info = client.object_info()
-            if options.prompt is not None:
-                override(workflow, info, "text", options.prompt, only="CLIPTextEncode")
-            if options.seconds is not None:
-                override(workflow, info, "seconds", options.seconds)
-            if options.seed is not None:
-                override(workflow, info, "seed", options.seed)
-            prompt = workflow_to_prompt(workflow, info)
+            prompt = workflow_to_prompt(workflow, client.object_info())
+            story = apply(options, prompt)
             titles = {node: entry["_meta"]["title"] for node, entry in prompt.items()}
             result = client.run(prompt, LONGEST_RUN, Progress(titles))
             if result.status != "success":
                 raise DemoError(f"The run ended as {result.status!r}: {result.error_message or 'no reason given'}")
             print(f"Done after {result.seconds:.1f} s.")
-            collect(result, prompt, client)
+            collect(result, prompt, client, story)
     finally:
         server_log = server.log  # its folder goes when it stops
         server.stop()
@@ -153,17 +216,21 @@ def demo(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command line: 0 after a success, 1 with one sentence on standard error otherwise."""
     parser = argparse.ArgumentParser(prog="demo.sh", description="Make a video with the quickstart workflow.")
-    parser.add_argument("--prompt", help="what to show")
+    words = parser.add_mutually_exclusive_group()
+    words.add_argument("--prompt", help="one prompt, instead of the workflow's story")
+    words.add_argument("--story", type=Path, help="a text file with a line '0:05 a blue square spins' for each prompt")
     parser.add_argument("--seconds", type=float, help="length of the video")
     parser.add_argument("--seed", type=int, help="the noise to start from")
     parser.add_argument("--workflow", type=Path, default=QUICKSTART, help="another workflow file to run")
     options = parser.parse_args(arguments)
     options.workflow = options.workflow.resolve()
+    if options.story is not None and not options.story.is_file():
+        parser.error(f"there is no story at {options.story}")
     try:
         demo(options)
     except PromptRejected as error:
         print(f"demo: ComfyUI refused the workflow: {error.summary}", file=sys.stderr)
-    except (DemoError, ComfyUIError, WorkflowError, TimeoutError) as error:
+    except (DemoError, PackForcingError, ComfyUIError, WorkflowError, TimeoutError) as error:
         print(f"demo: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("\ndemo: stopped", file=sys.stderr)

@@ -1,8 +1,10 @@
-// What the pack's nodes show on themselves: the Cache Config's plan, live, and the Cache Inspector's report.
+// What the pack's nodes show on themselves: the Cache Config's plan and the Prompt Schedule's times, live, and the
+// Cache Inspector's report.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
 const CONFIG = "PackForcingCacheConfig";
+const SCHEDULE = "PackForcingPromptSchedule";
 const SAMPLER = "PackForcingSampler";
 const INSPECTOR = "PackForcingCacheInspector";
 const DEMO = "PackForcingDemoModels";
@@ -68,19 +70,43 @@ function planQuery(node) {
   return query.toString();
 }
 
-function showPlan(node) {
-  const element = addText(node, "plan", 176);
+// The sampler that a schedule's conditioning reaches, also through nodes that combine it with others.
+function samplerOf(schedule) {
+  const reached = [schedule];
+  for (let i = 0; i < reached.length && i < 32; i++) {
+    for (const target of targets(reached[i])) {
+      if (target.type === SAMPLER) return target;
+      if (!reached.includes(target)) reached.push(target);
+    }
+  }
+}
+
+function storyQuery(node) {
+  const query = new URLSearchParams({ text: widgetValue(node, "text") ?? "" });
+  const sampler = samplerOf(node);
+  for (const name of sampler ? ["seconds", "fps"] : []) query.set(name, widgetValue(sampler, name));
+  const frames = sampler && widgetValue(source(sampler, "cache_config") ?? {}, "block_frames");
+  if (frames !== undefined) query.set("block_frames", frames);
+  return query.toString();
+}
+
+const askPlan = (query) => api.fetchApi(`/packforcing/plan?${query}`);
+const askStory = (query) => api.fetchApi("/packforcing/story", { method: "POST", body: new URLSearchParams(query) });
+
+// Shows on a node what the server answers to a question about widgets, and asks again whenever that changes.
+function showAnswer(node, name, height, question, ask) {
+  const element = addText(node, name, height);
   element.textContent = "…";
   let shown = null;
   let pending = null;
   const refresh = async () => {
     pending = null;
     if (!node.graph) return;
-    const query = planQuery(node);
+    const query = question(node);
     if (query === shown) return;
     shown = query;
     try {
-      const answer = await (await api.fetchApi(`/packforcing/plan?${query}`)).json();
+      const answer = await (await ask(query)).json();
       if (query === shown) element.textContent = answer.text ?? answer.error;
     } catch (error) {
       shown = null; // the server is away; asked again at the next check
@@ -113,7 +139,8 @@ if (!alreadyHere) app.registerExtension({
   name: NAME,
   nodeCreated(node) {
     const type = node.comfyClass ?? node.type;
-    if (type === CONFIG) showPlan(node);
+    if (type === CONFIG) showAnswer(node, "plan", 176, planQuery, askPlan);
+    if (type === SCHEDULE) showAnswer(node, "times", 140, storyQuery, askStory);
     if (type === INSPECTOR) showReport(node);
   },
 });

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite
@@ -251,14 +252,23 @@ def read_video(path: str | os.PathLike[str]) -> tuple[np.ndarray, float]:
     Raises PackForcingError when the file is missing or holds no frame.
     """
     rate = probe(path).fps
-    frames: list[np.ndarray] = []
+    return np.stack(list(frames_of(path))), rate
+
+
+def frames_of(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
+    """The frames of a video, one after another, uint8 [H, W, 3]: one at a time is in memory.
+
+    A file that breaks off gives the frames before the break. Raises PackForcingError when there is none.
+    """
+    count = 0
     try:
-        frames.extend(iio.imiter(os.fspath(path), plugin="pyav", format="rgb24"))
+        for frame in iio.imiter(os.fspath(path), plugin="pyav", format="rgb24"):
+            count += 1
+            yield frame
     except av.error.FFmpegError as error:
         log.warning("The video %s breaks off: %s", path, error)
-    if not frames:
+    if not count:
         raise PackForcingError(f"The video {path} holds no frame that can be decoded.")
-    return np.stack(frames), rate
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ..checks import check_whole, shown
-from ..config import CacheConfig, video_frames
+from ..config import CacheConfig, Length, video_frames
 from ..errors import PackForcingError
 from ..model.causal_wan import BlendedText, Text, TextKV
 
@@ -204,9 +204,10 @@ def check_story_times(prompts: Sequence[TimedPrompt], fps: float, block_frames: 
     starts = [start_block(prompt.seconds, fps, block_frames) for prompt in prompts]
     for i, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
         if start >= blocks or prompt.seconds >= end:
+            words = f", {shown(prompt.prompt)}," if prompt.prompt else ""
             raise PackForcingError(
-                f"The prompt at {time_of(prompt.seconds)}, {shown(prompt.prompt)}, has no block of its own before the "
-                f"video's end at {time_of(end)}: move it to an earlier time, or make the video longer."
+                f"The prompt at {time_of(prompt.seconds)}{words} has no block of its own before the video's end at "
+                f"{time_of(end)}: move it to an earlier time, or make the video longer."
             )
         if i and start == starts[i - 1]:
             raise PackForcingError(
@@ -214,6 +215,19 @@ def check_story_times(prompts: Sequence[TimedPrompt], fps: float, block_frames: 
                 f"block, which begins at {time_of(block_seconds(start, fps, block_frames))}: put them at least "
                 f"{time_of(4 * block_frames / fps)} apart."
             )
+
+
+def times_text(prompts: Sequence[TimedPrompt], length: Length) -> str:
+    """When each prompt really starts, for people: a line each. Raises what `check_story_times` raises."""
+    fps, frames = length.fps, length.block_frames
+    check_story_times(prompts, fps, frames, length.blocks)
+    rows = []
+    for prompt in prompts:
+        start = start_block(prompt.seconds, fps, frames)
+        begins = time_of(round(block_seconds(start, fps, frames), 2))
+        rows.append(f"{time_of(prompt.seconds):<10}block {start:<7,}begins at {begins}")
+    end = time_of(round(block_seconds(length.blocks, fps, frames), 2))
+    return "\n".join([*rows, f"{end:<10}end of {length.blocks:,} blocks"])
 
 
 def story_of(

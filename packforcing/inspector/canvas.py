@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from ..lettering import Fonts
 from .colours import BACKGROUND, FAINT, GRID, Colour
-
-Font: TypeAlias = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 @dataclass(frozen=True)
@@ -30,28 +28,6 @@ class Box:
     @property
     def height(self) -> int:
         return self.bottom - self.top
-
-
-class Fonts:
-    """Pillow's own font at any size; the small bitmap font where Pillow is older than 10.1 or has no FreeType."""
-
-    def __init__(self) -> None:
-        self._fonts: dict[int, Font] = {}
-
-    def __getitem__(self, size: int) -> Font:
-        if size not in self._fonts:
-            try:
-                self._fonts[size] = ImageFont.load_default(size=size)
-            except (TypeError, ImportError, OSError):
-                self._fonts[size] = ImageFont.load_default()
-        return self._fonts[size]
-
-    def width(self, text: str, size: int) -> int:
-        return int(np.ceil(self[size].getbbox(text)[2]))
-
-    def height(self, size: int) -> int:
-        """From the top of the line to the bottom of a letter with a tail."""
-        return int(np.ceil(self[size].getbbox("Mg")[3]))
 
 
 class Canvas:

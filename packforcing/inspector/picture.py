@@ -9,7 +9,8 @@ from PIL import Image
 
 from ..errors import PackForcingError
 from ..generate.record import PARTITIONS, CacheRecord
-from .canvas import Box, Canvas, Fonts, bin_of, draw_x_ticks, edges
+from ..lettering import Fonts
+from .canvas import Box, Canvas, bin_of, draw_x_ticks, edges
 from .colours import COLOURS, FAINT, FULL, LABELS, PANEL, RETURN, STORED, TEXT, Colour, mid_colour
 from .facts import counted, frames_made, seconds_per_block
 from .panels import axis_blocks, bytes_now, draw_bytes, draw_partitions, draw_tokens, tokens_now

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..generate.record import CacheRecord
-from .canvas import Box, Canvas, Font, Fonts, bin_of, edges
+from ..lettering import Font, Fonts, fitted, readable, text_width
+from .canvas import Box, Canvas, bin_of, edges
 from .colours import FAINT, PROMPT_TEXT, RETURN, Colour, prompt_colour
 from .facts import clock, counted
 from .returns import StretchBlocks, returns, runs, stretches
-from .words import fitted, readable, text_width
 
 TIMES, BARS, GAP = 17, 38, 5  # heights: the times, the prompts' bars, and the room below them
 BAND_HEIGHT = TIMES + BARS + GAP

@@ -103,6 +103,43 @@ def with_two_prompts(prompt: Prompt) -> Node:
     return prompt.sampler(positive=both[0])
 
 
+def with_story(text: str, **inputs: Any) -> Callable[[Prompt], Node]:
+    def build(prompt: Prompt) -> Node:
+        story = prompt.add("PackForcingPromptSchedule", clip=prompt.demo()[1], text=text)
+        return prompt.sampler(positive=story[0], **inputs)
+
+    return build
+
+
+def with_starts(*starts: str) -> Callable[[Prompt], Node]:
+    """Prompts with a start each, combined; the start of one without is ""."""
+
+    def build(prompt: Prompt) -> Node:
+        clip = prompt.demo()[1]
+        parts = [prompt.text(clip, f"prompt {i}") for i in range(len(starts))]
+        for i, start in enumerate(starts):
+            if start:
+                parts[i] = prompt.add("PackForcingConditioningAt", conditioning=parts[i], start=start)[0]
+        both = parts[0]
+        for part in parts[1:]:
+            both = prompt.add("ConditioningCombine", conditioning_1=both, conditioning_2=part)[0]
+        return prompt.sampler(positive=both)
+
+    return build
+
+
+def with_a_start_for_two(prompt: Prompt) -> Node:
+    clip = prompt.demo()[1]
+    both = prompt.add("ConditioningCombine", conditioning_1=prompt.text(clip, "a"), conditioning_2=prompt.text(clip))
+    return prompt.sampler(positive=prompt.add("PackForcingConditioningAt", conditioning=both[0], start="0:01")[0])
+
+
+def with_unlike_videos(prompt: Prompt) -> None:
+    a, b = prompt.sampler(seconds=0.2), prompt.sampler(seconds=0.2, width=80)
+    both = prompt.add("PackForcingSideBySide", video_1=a[1], video_2=b[1], label_1="small", label_2="large")
+    prompt.save_video(both[0])
+
+
 def with_image_latent(prompt: Prompt) -> Node:
     return prompt.sampler(latent=prompt.add("EmptyLatentImage", width=64, height=64, batch_size=1)[0])
 
@@ -205,7 +242,53 @@ RUN_MISTAKES = [
         "two prompts",
         with_two_prompts,
         SAMPLER,
-        ("follows one prompt, but the conditioning has 2 entries", "without Conditioning Combine"),
+        (
+            "follows one prompt at a time, but the conditioning has 2 entries without a start",
+            "give each its own by PackForcing Conditioning At",
+            "without Conditioning (Combine)",
+        ),
+    ),
+    Mistake(
+        "a prompt beyond the video's end",
+        with_story("0:00 a\n0:02 it rains"),
+        SAMPLER,
+        ("The prompt at 0:02, 'it rains', has no block of its own before the video's end at 0:01.312", "earlier time"),
+    ),
+    Mistake(
+        "a conditioning beyond the video's end",
+        with_starts("", "1:00"),
+        SAMPLER,
+        ("The prompt at 1:00 has no block of its own before the video's end at 0:01.312: move it",),
+    ),
+    Mistake(
+        "prompts in the same block",
+        with_story("0:00 a\n0:00.02 b"),
+        SAMPLER,
+        ("The prompts at 0:00 and 0:00.02 fall into the same block, which begins at 0:00: put them at least 0:00.25",),
+    ),
+    Mistake(
+        "prompts at the same time",
+        with_starts("", "0:01", "1"),
+        SAMPLER,
+        ("Two prompts start at 0:01: give one of them another start",),
+    ),
+    Mistake(
+        "two prompts at the beginning",
+        with_starts("", "0:00"),
+        SAMPLER,
+        ("Two prompts start at 0:00 (a prompt without a start has that one, too): give one of them another start",),
+    ),
+    Mistake(
+        "no prompt at the beginning",
+        with_starts("0:01"),
+        SAMPLER,
+        ("The first prompt starts at 0:01, but one must start at 0:00: combine it with a CLIP Text Encode node",),
+    ),
+    Mistake(
+        "a start for two prompts",
+        with_a_start_for_two,
+        "PackForcingConditioningAt",
+        ("A start is given to one prompt, but the conditioning has 2 entries: connect one before",),
     ),
     Mistake(
         "a prompt of another width",
@@ -312,6 +395,39 @@ REFUSED = [
         "PackForcingCacheConfig",
         "recent_frames must be whole blocks of 3 latent frames, but it is 4: set it to 3 or 6.",
     ),
+    (
+        "a line without a time",
+        with_story("0:00 a\n0:xx b"),
+        "PackForcingPromptSchedule",
+        "Line 2 of the story, '0:xx b', must begin with a time such as 0:20, 1:02:03 or 20, but \"0:xx\" is none",
+    ),
+    (
+        "times out of order",
+        with_story("0:00 a\n0:20 b\n0:10 c"),
+        "PackForcingPromptSchedule",
+        "Line 3 of the story, '0:10 c', must start after the prompt before it, which starts at 0:20: put them",
+    ),
+    (
+        "a line without a prompt",
+        with_story("0:00"),
+        "PackForcingPromptSchedule",
+        "Line 1 of the story, '0:00', has a time but no prompt: write the prompt after it.",
+    ),
+    (
+        "a story that begins late",
+        with_story("0:05 a"),
+        "PackForcingPromptSchedule",
+        "Line 1 of the story, '0:05 a', is the first prompt and must start at 0:00.",
+    ),
+    ("empty story", with_story(" \n"), "PackForcingPromptSchedule", "The story has no prompt: write a line such as"),
+    (
+        "a start that is no time",
+        with_starts("", "soon"),
+        "PackForcingConditioningAt",
+        "The start must be a time such as 0:20, 1:02:03 or 20, but it is 'soon'.",
+    ),
+    ("blend of 0 blocks", sampler(blend_blocks=0), SAMPLER, "blend_blocks"),
+    ("unknown switch", sampler(prompt_switch="fade"), SAMPLER, "fade"),
     ("block 0", sampler({"block_frames": 0}), "PackForcingCacheConfig", "A block needs at least 1 latent frame, but"),
     (
         "position range",
@@ -356,6 +472,17 @@ def test_only_listed_files_are_opened(client: Client, loader: str, name: str):
     assert node == loader
     assert f"There is no file '{name}' in models/" in told
     assert "choose one of the list" in told
+
+
+def test_videos_that_differ_are_told_before_they_are_joined(client: Client):
+    prompt = Prompt()
+    with_unlike_videos(prompt)
+    result = client.run(prompt.nodes)
+    assert result.status == "error"
+    assert result.error["node_type"] == "PackForcingSideBySide"
+    message = result.error["exception_message"].strip()
+    assert_one_sentence(message)
+    assert "the first is 64x64 at 16 fps, and number 2 ('large') is 80x64 at 16 fps: make them with the same" in message
 
 
 @pytest.mark.parametrize("name", ["nan.safetensors", "inf.safetensors"])

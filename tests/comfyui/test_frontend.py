@@ -18,17 +18,20 @@ from frontend import (
 )
 from playwright.sync_api import Page
 
-WORKFLOWS = ("quickstart", "wan2.1-1.3b")
+from packforcing.files.side_by_side import GAP
+
+WORKFLOWS = ("quickstart", "memory", "wan2.1-1.3b")
 TITLE_HEIGHT = 30  # litegraph's, above a node's position
 
 _SAVED = "() => window.app.graph.serialize()"
 
 _SET_WIDGET = """
 ([type, name, value]) => {
-    const node = window.app.graph.nodes.find(node => node.type === type)
-    const widget = node.widgets.find(widget => widget.name === name)
-    widget.value = value
-    widget.callback?.(value)
+    for (const node of window.app.graph.nodes.filter(node => node.type === type)) {
+        const widget = node.widgets.find(widget => widget.name === name)
+        widget.value = value
+        widget.callback?.(value)
+    }
 }
 """
 
@@ -73,7 +76,12 @@ def plan_shown(page: Page, *words: str) -> str:
     return shown(page, "PackForcingCacheConfig", "plan", *words)
 
 
+def times_shown(page: Page, *words: str) -> str:
+    return shown(page, "PackForcingPromptSchedule", "times", *words)
+
+
 def set_widget(page: Page, node: str, **values: float | str) -> None:
+    """Changes widgets of all nodes of a type."""
     for name, value in values.items():
         page.evaluate(_SET_WIDGET, [node, name, value])
 
@@ -122,7 +130,19 @@ def test_every_file_that_a_workflow_needs_is_named_with_its_address(name: str):
         assert model["url"].startswith("https://huggingface.co/")
         assert model["url"].endswith(f"/{model['name']}")
         assert model["directory"] in ("diffusion_models", "text_encoders", "vae")
-    assert len(loaders) == {"quickstart": 0, "wan2.1-1.3b": 3}[name]
+    assert len(loaders) == {"quickstart": 0, "memory": 0, "wan2.1-1.3b": 3}[name]
+
+
+def test_the_memory_workflow_is_the_quick_start_with_and_without_mid_blocks():
+    def widgets(name: str, kind: str) -> list[list]:
+        return [node["widgets_values"] for node in workflow(name)["nodes"] if node["type"] == kind]
+
+    for kind, copies in (("PackForcingPromptSchedule", 1), ("PackForcingSampler", 2)):
+        assert widgets("memory", kind) == copies * widgets("quickstart", kind)
+    [usual] = widgets("quickstart", "PackForcingCacheConfig")
+    top_k = 3  # its place among the widgets
+    assert usual[top_k] > 0
+    assert widgets("memory", "PackForcingCacheConfig") == [usual, [*usual[:top_k], 0, *usual[top_k + 1 :]]]
 
 
 def test_the_cache_config_shows_its_plan_live(page: Page):
@@ -140,36 +160,86 @@ def test_the_cache_config_shows_its_plan_live(page: Page):
     plan_shown(page, "416x480", "12,480 tokens, constant")
 
 
+def test_the_prompt_schedule_shows_live_when_its_prompts_start(page: Page):
+    """So a prompt beyond the video's end is told before anything runs."""
+    drop(page, "quickstart")
+    set_widget(page, "PackForcingPromptSchedule", text="0:00 a\n0:05 b")
+    times_shown(page, "0:00      block 0      begins at 0:00", "0:05      block 5      begins at 0:04.81", "40 blocks")
+    set_widget(page, "PackForcingSampler", seconds=4)
+    times_shown(page, "The prompt at 0:05, 'b', has no block of its own before the video's end at 0:03.812: move it")
+    set_widget(page, "PackForcingSampler", seconds=8, fps=8)
+    times_shown(page, "block 3      begins at 0:05.62", "4 blocks")
+    set_widget(page, "PackForcingCacheConfig", block_frames=1)
+    times_shown(page, "block 11     begins at 0:05.12", "16 blocks")
+    set_widget(page, "PackForcingPromptSchedule", text="0:00 a\nlater b")
+    times_shown(page, "Line 2 of the story, 'later b', must begin with a time")
+
+
 def test_the_plan_knows_the_connected_model(page: Page):
     drop(page, "quickstart")
-    text = plan_shown(page, "10 blocks, 40 latent frames, tiny", "128x128")
+    text = plan_shown(page, "40 blocks, 160 latent frames, tiny", "128x128")
     assert "3.28 MB of KV" in text
 
 
-def test_a_run_from_the_page_shows_report_picture_and_video(page: Page, client: Client, tmp_path: Path):
-    drop(page, "quickstart")
+@pytest.mark.parametrize(("name", "joined"), [("quickstart", 1), ("memory", 2)])
+def test_a_run_from_the_page_shows_report_picture_and_video(
+    page: Page, client: Client, tmp_path: Path, name: str, joined: int
+):
+    drop(page, name)
     shown(page, "PackForcingCacheInspector", "report", "Run the workflow")
     set_widget(page, "PackForcingSampler", width=96, height=64, seconds=2)
+    set_widget(page, "PackForcingPromptSchedule", text="0:00 a red circle\n0:01 a blue square")
     run = queue_from_page(page)
     assert run["status"] == "success"
     report = shown(page, "PackForcingCacheInspector", "report", "PackForcing cache: 2 blocks, 29 frames")
     outputs = client.history(run["prompt_id"])["outputs"]
-    assert report.split() == outputs["6"]["text"][0].split()
+    [told] = [output["text"] for output in outputs.values() if "text" in output]
+    assert report.split() == told[0].split()
     pictures = page.wait_for_function(_PICTURES, timeout=20_000).json_value()
     assert pictures["picture"] == 1280
-    assert pictures["video"] == [96, 64]
+    width, height = pictures["video"]
+    assert width == joined * 96 + (joined - 1) * GAP
+    assert (height == 64) == (joined == 1)  # else there is a band with labels
     assert pictures["seconds"] == pytest.approx(29 / 16, abs=0.01)
     # The previews have made their nodes grow, and still nothing is covered.
     assert overlaps(page.evaluate(_SAVED)["nodes"]) == []
-    assert screenshot(page, tmp_path / "quickstart.png").stat().st_size > 100_000
+    assert screenshot(page, tmp_path / f"{name}.png").stat().st_size > 100_000
 
 
-def test_a_mistake_is_shown_once(page: Page):
+def test_the_first_quickstart_still_loads(page: Page, client: Client):
+    """Its file was saved before the sampler had its last two widgets, which take their defaults."""
+    old = REPO / "tests" / "references" / "quickstart-0.1.json"
+    load_workflow(page, old)
+    close_dialogs(page)
+    assert missing_nodes(page) == []
+    saved = by_id(json.loads(old.read_text()))
+    for node, before in zip(by_id(page.evaluate(_SAVED)), saved, strict=True):
+        added = ["keep", 2] if node["type"] == "PackForcingSampler" else []
+        assert node.get("widgets_values", []) == before["widgets_values"] + added
+    assert graph_to_prompt(page)["output"] == workflow_to_prompt(json.loads(old.read_text()), client.object_info())
+
+
+@pytest.mark.parametrize(
+    ("node", "change", "told"),
+    [
+        (
+            "PackForcingCacheConfig",
+            {"sink_frames": 6},
+            "sink_frames must be whole blocks of 4 latent frames, but it is 6: set it to 4 or 8.",
+        ),
+        (
+            "PackForcingPromptSchedule",
+            {"text": "0:00 a red circle\n0:xx a blue square"},
+            "Line 2 of the story, '0:xx a blue square', must begin with a time such as 0:20",
+        ),
+    ],
+)
+def test_a_mistake_is_shown_once(page: Page, node: str, change: dict, told: str):
     drop(page, "quickstart")
-    set_widget(page, "PackForcingCacheConfig", sink_frames=6)
+    set_widget(page, node, **change)
     with pytest.raises(AssertionError, match="refused the prompt"):
         queue_from_page(page)
     dialog = page.locator("[role=dialog]:visible")
     dialog.wait_for(timeout=10_000)
     text = dialog.inner_text()
-    assert text.count("sink_frames must be whole blocks of 4 latent frames, but it is 6: set it to 4 or 8.") == 1
+    assert text.count(told) == 1

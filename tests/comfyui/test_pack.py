@@ -43,8 +43,11 @@ NODES = {
     "PackForcingSampler",
     "PackForcingCacheInspector",
     "PackForcingDemoModels",
+    "PackForcingPromptSchedule",
+    "PackForcingConditioningAt",
+    "PackForcingSideBySide",
 }
-WORKFLOWS = ("quickstart", "wan2.1-1.3b")
+WORKFLOWS = ("quickstart", "memory", "wan2.1-1.3b")
 FIRST_BLOCK_WITH_MID = 3  # of the tiny video: block 0 is the sink, block 2 is recent, so block 1 is a mid block
 
 
@@ -118,6 +121,7 @@ def test_workflows_are_offered_as_templates_with_a_thumbnail(client: Client, ser
 
 SECONDS, WIDTH, HEIGHT = 4.2, 96, 64  # rounded up to five blocks: sink, sink, mid, recent, current
 BLOCKS, LATENT_FRAMES, FRAMES = 5, 20, 77
+STORY = "0:00 a red circle bounces on a blue background\n0:02 two white stars spin on a green background"
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,8 @@ def quickstart(server: Server) -> Quickstart:
         node = next(node for node in workflow["nodes"] if node["type"] == "PackForcingSampler")
         for name, value in {"seconds": SECONDS, "width": WIDTH, "height": HEIGHT}.items():
             set_widget(node, info["PackForcingSampler"], name, value)
+        node = next(node for node in workflow["nodes"] if node["type"] == "PackForcingPromptSchedule")
+        set_widget(node, info["PackForcingPromptSchedule"], "text", STORY)
         prompt = Prompt(workflow_to_prompt(workflow, info))
         sampler, demo = find(prompt, "PackForcingSampler"), find(prompt, "PackForcingDemoModels")
         saved = prompt.save_latent(sampler[0])

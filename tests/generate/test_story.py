@@ -30,7 +30,7 @@ from toy_videos import (
 from wan_reference import TEXT_DIM, TEXT_LENGTH, Method, assert_close, seeded
 
 from packforcing.cache.cache import Cache
-from packforcing.config import CacheConfig, Layout
+from packforcing.config import CacheConfig, Layout, Length
 from packforcing.errors import PackForcingError
 from packforcing.generate.long_video import Block
 from packforcing.generate.record import PromptRecord
@@ -48,6 +48,7 @@ from packforcing.generate.story import (
     story_of,
     story_text,
     time_of,
+    times_text,
 )
 from packforcing.model.causal_wan import BlendedText, CausalWan, TextKV
 from packforcing.model.compressor import Compressor
@@ -428,3 +429,17 @@ def test_times_that_do_not_fit_are_refused(text, sentence):
     with pytest.raises(PackForcingError, match=sentence):
         check_story_times(parse_story(text), 16.0, 4, 6)
     assert CacheConfig().block_frames == 4
+
+
+def test_the_times_text_says_with_which_block_each_prompt_starts():
+    """40 blocks of 16 frames, the first of which is 3 frames short: block b begins at (16 b - 3) / 16 s."""
+    prompts = parse_story("0 a\n0:05 b\n0:33.4 c")
+    rows = times_text(prompts, Length(40.0, 16.0, 4)).splitlines()
+    assert [row.split() for row in rows] == [
+        ["0:00", "block", "0", "begins", "at", "0:00"],
+        ["0:05", "block", "5", "begins", "at", "0:04.81"],
+        ["0:33.4", "block", "34", "begins", "at", "0:33.81"],
+        ["0:39.81", "end", "of", "40", "blocks"],
+    ]
+    with pytest.raises(PackForcingError, match="has no block of its own before the video's end"):
+        times_text(prompts, Length(20.0, 16.0, 4))

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
+from packforcing import lettering
 from packforcing.config import CacheConfig, FrameSize, ModelShape
 from packforcing.generate.record import BlockRecord, CacheRecord, PromptRecord
-from packforcing.inspector import COLOURS, STORED, cell_box, mid_colour, picture, report, words
+from packforcing.inspector import COLOURS, STORED, cell_box, mid_colour, picture, report
 from packforcing.inspector.canvas import Fonts
 from packforcing.inspector.colours import BACKGROUND, PROMPTS, prompt_colour
 from packforcing.inspector.facts import clock
 from packforcing.inspector.returns import StretchBlocks, runs
 from packforcing.inspector.story_panel import bar_words
 from packforcing.inspector.story_report import number_list
-from packforcing.inspector.words import fitted, readable, shortened, text_width
+from packforcing.lettering import fitted, readable, shortened, text_width
 
 LAYERS, WHITE = 3, (255, 255, 255)
 LONG = "a breathtaking aerial view of a lonely lighthouse on a rocky coast at dusk, waves crashing, " * 3
@@ -233,15 +234,15 @@ def test_a_bar_without_words_has_a_number():
     ],
 )
 def test_without_a_system_font_what_pillow_can_draw_is_told(prompt, told, monkeypatch):
-    monkeypatch.setattr(words, "SYSTEM_FONTS", ())
+    monkeypatch.setattr(lettering, "SYSTEM_FONTS", ())
     assert readable(prompt, Fonts(), 13)[0] == told
 
 
 def test_other_letters_use_a_font_that_has_them(monkeypatch):
     """Pillow's bitmap font stands for a system's font: it has Latin-1, which Pillow's other one has not."""
     bitmap = ImageFont.load_default_imagefont()
-    monkeypatch.setattr(words, "SYSTEM_FONTS", ("missing.ttf", "bitmap.ttf"))
-    monkeypatch.setattr(words, "_system_font", lambda name, size: bitmap if name == "bitmap.ttf" else None)
+    monkeypatch.setattr(lettering, "SYSTEM_FONTS", ("missing.ttf", "bitmap.ttf"))
+    monkeypatch.setattr(lettering, "_system_font", lambda name, size: bitmap if name == "bitmap.ttf" else None)
     fonts = Fonts()
     assert readable("café", fonts, 13) == ("café", bitmap)
     assert readable("cafe", fonts, 13) == ("cafe", fonts[13])
@@ -251,7 +252,7 @@ def test_other_letters_use_a_font_that_has_them(monkeypatch):
 def test_an_old_pillow_s_font_will_do(monkeypatch):
     small = ImageFont.load_default_imagefont()
     monkeypatch.setattr(ImageFont, "load_default", lambda: small)  # Pillow before 10.1 takes no size
-    monkeypatch.setattr(words, "SYSTEM_FONTS", ())
+    monkeypatch.setattr(lettering, "SYSTEM_FONTS", ())
     assert readable("狐狸 runs", Fonts(), 13)[0] == ""
     assert shortened("it rains cats", small, text_width("it rains", small)) == "it ra..."
     assert picture(make_record(20, [0, 5, 10, 15], [LONG, "une forêt", "狐狸", LONG])).mode == "RGB"

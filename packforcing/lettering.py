@@ -1,4 +1,4 @@
-"""A prompt's words in the picture: a font that has their letters, and as many of them as there is room for."""
+"""Words in pictures: a font that has their letters, and as many of them as there is room for."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 from PIL import ImageFont
 
-from .canvas import Font, Fonts
+Font: TypeAlias = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 # Pillow's own font has few letters beyond English, so for others a system's font is asked for by its file name.
 SYSTEM_FONTS = (
@@ -21,6 +22,28 @@ NO_CHARACTER = "\U0010ffff"  # no font has it, so it is drawn as the sign for a 
 FEWEST_LETTERS = 3  # of a shortened text
 # A line may end between these parts: words, and every letter of a script that writes without spaces.
 _PARTS = re.compile("[\u3000-\u9fff\uac00-\ud7ff\uff00-\uffef]|[^ \u3000-\u9fff\uac00-\ud7ff\uff00-\uffef]+| +")
+
+
+class Fonts:
+    """Pillow's own font at any size; the small bitmap font where Pillow is older than 10.1 or has no FreeType."""
+
+    def __init__(self) -> None:
+        self._fonts: dict[int, Font] = {}
+
+    def __getitem__(self, size: int) -> Font:
+        if size not in self._fonts:
+            try:
+                self._fonts[size] = ImageFont.load_default(size=size)
+            except (TypeError, ImportError, OSError):
+                self._fonts[size] = ImageFont.load_default()
+        return self._fonts[size]
+
+    def width(self, text: str, size: int) -> int:
+        return int(np.ceil(self[size].getbbox(text)[2]))
+
+    def height(self, size: int) -> int:
+        """From the top of the line to the bottom of a letter with a tail."""
+        return int(np.ceil(self[size].getbbox("Mg")[3]))
 
 
 def has_letters(font: Font, text: str) -> bool:
