@@ -34,6 +34,7 @@ class BaseOptions:
     focus: float = 0.0  # part of the loss's weight that lies where a clip differs from its rows' mean colours
     place_share: float = 0.65  # share of the samples that are tours through places, where there are such clips
     described: float = 0.5  # share of the places that the caption of their first stretch describes
+    pure_noise: float = 0.0  # share of a tour's blocks at noise level 1, where nothing but the name tells the place
     least_returns: int = 1  # tours with fewer blocks that show a place again are left out
     dual_share: float = 0.7  # share of the micro-batches whose mid blocks have the HR branch, where one is trained
     whole_steps: int = 0  # first steps of a run on places that see the whole history
@@ -41,8 +42,14 @@ class BaseOptions:
     weight_decay: float = 0.01
 
 
-PLACE_OPTIONS = ("place_share", "described", "least_returns", "whole_steps")  # those that mean nothing without tours
-HR_OPTIONS = ("dual_share",)  # and those that mean nothing without an HR branch
+PLACE_OPTIONS = (
+    "place_share",
+    "described",
+    "pure_noise",
+    "least_returns",
+    "whole_steps",
+)  # those that mean nothing without tours
+HR_OPTIONS = ("dual_share",)  # and without an HR branch
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,9 @@ class Samples:
         held_out, away, places = self.data.held_out, self.data.away, self.data.places
         if places is not None and rng.random() < self.options.place_share:
             latents, compressed, words = places[self._tours[rng.integers(len(self._tours))]]
-            return self._noised((latents, compressed, self._some_described(words, rng)), seed, rng)
+            sample = self._noised((latents, compressed, self._some_described(words, rng)), seed, rng)
+            pure = torch.from_numpy(rng.random(len(sample.sigma)) < self.options.pure_noise)
+            return replace(sample, sigma=sample.sigma.masked_fill(pure, 1.0))
         is_away = away is not None and rng.random() < self.options.away_share
         clips = away if away is not None and is_away else self.data.clips
         latents, compressed, words = clips[int(rng.integers(len(clips) - held_out))]
@@ -144,9 +153,13 @@ class Samples:
         return at_one_level(self._noised((latents, compressed, (caption,)), number, rng))
 
     def measured_places(self, places: LatentClips, number: int) -> Sample:
-        """A tour whose captions say nothing but names, with a clean history, all at one noise level."""
+        """A tour whose captions say nothing but names, with a clean history, all of it pure noise.
+
+        Below that, the noisy block itself tells which place it shows, and what is found by its looks needs no name.
+        """
         latents, compressed, words = places[number]
-        return at_one_level(self._noised((latents, compressed, words.short), number, np.random.default_rng(number)))
+        sample = self._noised((latents, compressed, words.short), number, np.random.default_rng(number))
+        return at_one_level(sample, level=1.0)
 
     def _noised(self, clip: tuple[Tensor, Tensor, tuple[str, ...]], seed: int, rng: np.random.Generator) -> Sample:
         """A clip (latents, LR latents, captions) with noise from the seed and noise levels from the generator."""
@@ -163,11 +176,11 @@ class Samples:
         return Sample(latents, compressed, captions, noise, history_noise, sigma, history_sigma)
 
 
-def at_one_level(sample: Sample) -> Sample:
-    """The sample with all denoised blocks at MEMORY_LEVEL, and a clean history."""
+def at_one_level(sample: Sample, level: float = MEMORY_LEVEL) -> Sample:
+    """The sample with all denoised blocks at one noise level, and a clean history."""
     return replace(
         sample,
-        sigma=torch.full_like(sample.sigma, MEMORY_LEVEL),
+        sigma=torch.full_like(sample.sigma, level),
         history_sigma=torch.zeros_like(sample.history_sigma),
     )
 

@@ -16,7 +16,7 @@ from packforcing.model.compressor import HRBranch
 from packforcing.model.vae import encode_clip, load_vae
 from packforcing.model.wan_modules import SIZES, build_wan_modules
 from packforcing.training import base, base_command, clips
-from packforcing.training.base_samples import showings, stacked
+from packforcing.training.base_samples import HR_OPTIONS, PLACE_OPTIONS, showings, stacked
 from packforcing.training.histories import HISTORIES, MIDS_ONLY, PLACE_HISTORIES, History
 from packforcing.training.prompts import encoded
 from packforcing.training.run_config import MicroBatch
@@ -98,6 +98,12 @@ def test_the_share_asked_for_is_described_and_no_return_is(share: float) -> None
     assert all(each[0] in (WORDS.short[0], WORDS.long[0]) for each in captions)
 
 
+def test_the_share_asked_for_is_pure_noise() -> None:
+    levels = torch.cat([trainer(place_share=1.0, pure_noise=0.4).samples.drawn(seed).sigma for seed in range(60)])
+    assert 0.3 < (levels == 1).float().mean() < 0.5
+    assert (levels[levels < 1] > 0).all()
+
+
 def test_tours_with_too_few_returns_are_left_out() -> None:
     made = trainer(place_share=1.0, least_returns=2)
     assert made.samples._tours == list(range(37))
@@ -137,7 +143,7 @@ def test_a_block_sees_its_own_caption_and_its_history_that_of_theirs() -> None:
         )
     assert torch.equal(one[:2], two[:2])
     assert (one[2:] != two[2:]).all()
-    assert (sample.sigma == 0.85).all()
+    assert (sample.sigma == 1).all()
 
 
 def test_the_first_steps_see_the_whole_history() -> None:
@@ -200,7 +206,7 @@ def test_a_run_without_places_is_told_as_before() -> None:
     sizes = SIZES["tiny"]
     modules = build_wan_modules(sizes, base_command.initial_state_dict(sizes, seed=0))
     told = base.BaseTrainer(modules, base.TrainingClips(plain), base.BaseOptions(), HISTORIES).describe()
-    assert not {"places", "place_share", "described", "least_returns", "whole_steps", "dual_share"} & told.keys()
+    assert not {"places", *PLACE_OPTIONS, *HR_OPTIONS} & told.keys()
     assert told["clips"].keys() == {"count", "latent_frames", "size", "block_frames", "temporal_stride", "away"}
 
 
