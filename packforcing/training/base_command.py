@@ -60,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--described", type=float, default=BaseOptions.described, help="share of places described at first, 0 to 1"
     )
     parser.add_argument(
+        "--composed", type=float, default=0.0, help="share of the tours that are put together from blocks of --clips"
+    )
+    parser.add_argument(
         "--pure-noise", type=float, default=0.0, help="share of the tours' blocks that are denoised from pure noise"
     )
     parser.add_argument(
@@ -193,6 +196,7 @@ def hyperparameters(options: argparse.Namespace) -> BaseOptions:
         focus=options.focus,
         place_share=options.place_share,
         described=options.described,
+        composed=options.composed,
         pure_noise=options.pure_noise,
         least_returns=options.least_returns,
         whole_steps=options.whole_steps,

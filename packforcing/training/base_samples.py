@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import PackForcingError
 from ..world.captions import opened, parse
+from ..world.places import NAMES, sample_way, tour_captions
 from .blocks import noise_levels
 from .clips import ClipCaptions, LatentClips
 from .histories import History
@@ -34,6 +35,7 @@ class BaseOptions:
     focus: float = 0.0  # part of the loss's weight that lies where a clip differs from its rows' mean colours
     place_share: float = 0.65  # share of the samples that are tours through places, where there are such clips
     described: float = 0.5  # share of the places that the caption of their first stretch describes
+    composed: float = 0.0  # share of the tours that are put together from blocks of clips, where blocks often stay
     pure_noise: float = 0.0  # share of a tour's blocks at noise level 1, where nothing but the name tells the place
     least_returns: int = 1  # tours with fewer blocks that show a place again are left out
     dual_share: float = 0.7  # share of the micro-batches whose mid blocks have the HR branch, where one is trained
@@ -118,7 +120,10 @@ class Samples:
         rng = np.random.default_rng(seed)
         held_out, away, places = self.data.held_out, self.data.away, self.data.places
         if places is not None and rng.random() < self.options.place_share:
-            latents, compressed, words = places[self._tours[rng.integers(len(self._tours))]]
+            if rng.random() < self.options.composed:
+                latents, compressed, words = composed_tour(self.data.clips, len(self.data.clips) - held_out, rng)
+            else:
+                latents, compressed, words = places[self._tours[rng.integers(len(self._tours))]]
             sample = self._noised((latents, compressed, self._some_described(words, rng)), seed, rng)
             pure = torch.from_numpy(rng.random(len(sample.sigma)) < self.options.pure_noise)
             return replace(sample, sigma=sample.sigma.masked_fill(pure, 1.0))
@@ -183,6 +188,30 @@ def at_one_level(sample: Sample, level: float = MEMORY_LEVEL) -> Sample:
         sigma=torch.full_like(sample.sigma, level),
         history_sigma=torch.zeros_like(sample.history_sigma),
     )
+
+
+def composed_tour(clips: LatentClips, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, ClipCaptions]:
+    """A tour through the first `count` clips, put together from their blocks; like an item of `LatentClips`.
+
+    In half of the blocks the place stays. So neither "another one than before" nor "the one that is left" tells which
+    place comes next, and its name must be read. Only the first block is a clip's first one, which the VAE encodes in
+    another way. The latents of a cut are those of uncut clips.
+    """
+    blocks = clips.clips.blocks
+    way = sample_way(rng, blocks, stay=0.5)
+    numbers = rng.choice(count, max(way) + 1, replace=False)
+    names = rng.permutation(NAMES)[: len(numbers)]
+    shown = [clips[int(number)] for number in numbers]
+    following = [int(place != way[0]) for place in range(len(numbers))]  # the clip's block that is shown next
+    latents, compressed = [], []
+    for place in way:
+        i, (own, small, _) = following[place], shown[place]
+        following[place] += 1
+        latents.append(own.unflatten(1, (blocks, -1))[:, i])
+        compressed.append(small[i])
+    descriptions = [words.short[0] for _, _, words in shown]
+    several = (tour_captions(names.tolist(), said, way) for said in (len(names) * [""], descriptions))
+    return torch.cat(latents, dim=1), torch.stack(compressed), ClipCaptions(*map(tuple, several))
 
 
 def stacked(samples: Sequence[Sample], history: History, device: torch.device, dual: bool = False) -> Batch:

@@ -57,9 +57,6 @@ class Place:
     scene: Scene
     start: int = 0  # frame of the scene that is shown first
 
-    def caption(self, described: bool) -> str:
-        return place_caption(self.name, self.scene.caption if described else "")
-
 
 @dataclass(frozen=True)
 class Tour:
@@ -70,15 +67,8 @@ class Tour:
 
     def captions(self, described: Sequence[bool]) -> list[str]:
         """The caption of each block. `described` says for each place whether its first stretch describes it."""
-        seen: set[int] = set()
-        captions: list[str] = []
-        for block, number in enumerate(self.way):
-            if block and number == self.way[block - 1]:
-                captions.append(captions[-1])
-                continue
-            captions.append(self.places[number].caption(number not in seen and described[number]))
-            seen.add(number)
-        return captions
+        said = [place.scene.caption * told for place, told in zip(self.places, described, strict=True)]
+        return tour_captions([place.name for place in self.places], said, self.way)
 
     @property
     def returns(self) -> tuple[int, ...]:
@@ -96,14 +86,30 @@ class Tour:
         return cat(parts, dim=1)
 
 
-def sample_way(rng: np.random.Generator, blocks: int) -> tuple[int, ...]:
-    """A random way of `blocks` blocks (FEWEST_BLOCKS or more) through two or three places, one of which comes back."""
+def tour_captions(names: Sequence[str], descriptions: Sequence[str], way: Sequence[int]) -> list[str]:
+    """The caption of each block of a way through places. A place's first stretch has its description, if not ""."""
+    seen: set[int] = set()
+    captions: list[str] = []
+    for block, number in enumerate(way):
+        if block and number == way[block - 1]:
+            captions.append(captions[-1])
+            continue
+        captions.append(place_caption(names[number], "" if number in seen else descriptions[number]))
+        seen.add(number)
+    return captions
+
+
+def sample_way(rng: np.random.Generator, blocks: int, stay: float = STAY) -> tuple[int, ...]:
+    """A random way of `blocks` blocks (FEWEST_BLOCKS or more) through two or three places, one of which comes back.
+
+    `stay`: how often a block shows the same place as the block before.
+    """
     while True:
         way = [0]
         while len(way) < blocks:
             known = max(way) + 1
             others = [number for number in range(min(known + 1, MOST_PLACES)) if number != way[-1]]
-            way.append(way[-1] if rng.random() < STAY else others[rng.integers(len(others))])
+            way.append(way[-1] if rng.random() < stay else others[rng.integers(len(others))])
         if Tour((), tuple(way)).returns:
             return tuple(way)
 

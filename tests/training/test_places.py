@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ from packforcing.model.compressor import HRBranch
 from packforcing.model.vae import encode_clip, load_vae
 from packforcing.model.wan_modules import SIZES, build_wan_modules
 from packforcing.training import base, base_command, clips
-from packforcing.training.base_samples import HR_OPTIONS, PLACE_OPTIONS, showings, stacked
+from packforcing.training.base_samples import HR_OPTIONS, PLACE_OPTIONS, composed_tour, showings, stacked
 from packforcing.training.histories import HISTORIES, MIDS_ONLY, PLACE_HISTORIES, History
 from packforcing.training.prompts import encoded
 from packforcing.training.run_config import MicroBatch
@@ -96,6 +98,42 @@ def test_the_share_asked_for_is_described_and_no_return_is(share: float) -> None
         found = sum(each[block] == WORDS.long[block] for each in captions) / 200
         assert abs(found - share) < 0.12
     assert all(each[0] in (WORDS.short[0], WORDS.long[0]) for each in captions)
+
+
+class Numbered:
+    """Clips whose latents are their number and, in the channels, the block's."""
+
+    clips = clips.ClipSet(9, size=64)
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor, clips.ClipCaptions]:
+        blocks = torch.stack([torch.full((16, 4, 8, 8), 10.0 * number + block) for block in range(5)], dim=1)
+        small = torch.stack([torch.full((16, 2, 2, 2), 10.0 * number + block) for block in range(5)])
+        words = 5 * (f"scene {number}",)
+        return blocks.flatten(1, 2), small, clips.ClipCaptions(words, words)
+
+
+def test_a_composed_tour_shows_blocks_of_clips_in_their_order() -> None:
+    stays = []
+    for seed in range(50):
+        latents, small, words = composed_tour(Numbered(), 6, np.random.default_rng(seed))
+        shown = latents.unflatten(1, (5, 4))[0, :, 0, 0, 0]
+        assert torch.equal(shown, small[:, 0, 0, 0, 0])
+        scenes = [int(number) // 10 for number in shown]
+        assert set(scenes) <= set(range(6))  # the others are held out
+        for scene in set(scenes):
+            blocks = [int(number) % 10 for number in shown if int(number) // 10 == scene]
+            first = 0 if scene == scenes[0] else 1  # a clip's first block is encoded in another way
+            assert blocks == list(range(first, first + len(blocks)))
+        # A name for each scene, and its description in its first stretch.
+        assert len(set(zip(words.short, scenes, strict=True))) == len(set(scenes)) == len(set(words.short))
+        for block, (short, long) in enumerate(zip(words.short, words.long, strict=True)):
+            new = scenes[block] not in scenes[:block]
+            stay = block and scenes[block] == scenes[block - 1]
+            told = new or (stay and words.long[block - 1] != words.short[block - 1])
+            assert long == (f"{short}: scene {scenes[block]}" if told else short)
+        assert "return" in showings(words.short)
+        stays += [a == b for a, b in pairwise(scenes)]
+    assert 0.25 < np.mean(stays) < 0.5  # below a half, since a way needs a return
 
 
 def test_the_share_asked_for_is_pure_noise() -> None:
