@@ -63,6 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--composed", type=float, default=0.0, help="share of the tours that are put together from blocks of --clips"
     )
     parser.add_argument(
+        "--telling-names", type=float, default=0.0, help="share of these whose names tell the places' colours"
+    )
+    parser.add_argument(
         "--pure-noise", type=float, default=0.0, help="share of the tours' blocks that are denoised from pure noise"
     )
     parser.add_argument(
@@ -197,6 +200,7 @@ def hyperparameters(options: argparse.Namespace) -> BaseOptions:
         place_share=options.place_share,
         described=options.described,
         composed=options.composed,
+        telling_names=options.telling_names,
         pure_noise=options.pure_noise,
         least_returns=options.least_returns,
         whole_steps=options.whole_steps,

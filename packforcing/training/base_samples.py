@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import PackForcingError
 from ..world.captions import opened, parse
-from ..world.places import NAMES, sample_way, tour_captions
+from ..world.places import NAMES, sample_way, telling_name, tour_captions
 from .blocks import noise_levels
 from .clips import ClipCaptions, LatentClips
 from .histories import History
@@ -36,6 +36,7 @@ class BaseOptions:
     place_share: float = 0.65  # share of the samples that are tours through places, where there are such clips
     described: float = 0.5  # share of the places that the caption of their first stretch describes
     composed: float = 0.0  # share of the tours that are put together from blocks of clips, where blocks often stay
+    telling_names: float = 0.0  # share of these whose names tell the places' colours
     pure_noise: float = 0.0  # share of a tour's blocks at noise level 1, where nothing but the name tells the place
     least_returns: int = 1  # tours with fewer blocks that show a place again are left out
     dual_share: float = 0.7  # share of the micro-batches whose mid blocks have the HR branch, where one is trained
@@ -121,7 +122,10 @@ class Samples:
         held_out, away, places = self.data.held_out, self.data.away, self.data.places
         if places is not None and rng.random() < self.options.place_share:
             if rng.random() < self.options.composed:
-                latents, compressed, words = composed_tour(self.data.clips, len(self.data.clips) - held_out, rng)
+                telling = rng.random() < self.options.telling_names
+                latents, compressed, words = composed_tour(
+                    self.data.clips, len(self.data.clips) - held_out, rng, telling
+                )
             else:
                 latents, compressed, words = places[self._tours[rng.integers(len(self._tours))]]
             sample = self._noised((latents, compressed, self._some_described(words, rng)), seed, rng)
@@ -190,19 +194,27 @@ def at_one_level(sample: Sample, level: float = MEMORY_LEVEL) -> Sample:
     )
 
 
-def composed_tour(clips: LatentClips, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, ClipCaptions]:
+def composed_tour(
+    clips: LatentClips, count: int, rng: np.random.Generator, telling: bool = False
+) -> tuple[Tensor, Tensor, ClipCaptions]:
     """A tour through the first `count` clips, put together from their blocks; like an item of `LatentClips`.
 
     In half of the blocks the place stays. So neither "another one than before" nor "the one that is left" tells which
     place comes next, and its name must be read. Only the first block is a clip's first one, which the VAE encodes in
     another way. The latents of a cut are those of uncut clips.
+
+    Names are drawn anew each time, or (`telling`) tell the places' colours.
     """
     blocks = clips.clips.blocks
     way = sample_way(rng, blocks, stay=0.5)
-    numbers = rng.choice(count, max(way) + 1, replace=False)
-    names = rng.permutation(NAMES)[: len(numbers)]
-    shown = [clips[int(number)] for number in numbers]
-    following = [int(place != way[0]) for place in range(len(numbers))]  # the clip's block that is shown next
+    while True:
+        shown = [clips[int(number)] for number in rng.choice(count, max(way) + 1, replace=False)]
+        names = rng.permutation(NAMES)[: len(shown)].tolist()
+        if telling:
+            names = [telling_name(parse(words.short[0])) for _, _, words in shown]
+        if len(set(names)) == len(names):
+            break
+    following = [int(place != way[0]) for place in range(len(shown))]  # the clip's block that is shown next
     latents, compressed = [], []
     for place in way:
         i, (own, small, _) = following[place], shown[place]
@@ -210,7 +222,7 @@ def composed_tour(clips: LatentClips, count: int, rng: np.random.Generator) -> t
         latents.append(own.unflatten(1, (blocks, -1))[:, i])
         compressed.append(small[i])
     descriptions = [words.short[0] for _, _, words in shown]
-    several = (tour_captions(names.tolist(), said, way) for said in (len(names) * [""], descriptions))
+    several = (tour_captions(names, said, way) for said in (len(names) * [""], descriptions))
     return torch.cat(latents, dim=1), torch.stack(compressed), ClipCaptions(*map(tuple, several))
 
 

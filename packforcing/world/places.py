@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor, cat
 
 from ..errors import PackForcingError
-from .captions import TOO_CLOSE
+from .captions import TOO_CLOSE, Attributes, ObjectAttributes
 from .drawing import render
 from .scenes import EVALUATION_SEED, FPS, FRAME, LONGEST_START, LandscapeScene, Scene, sample_scene
 
@@ -47,6 +47,29 @@ def parse_place(caption: str) -> tuple[str, str]:
             "describe it after a colon, if you like."
         )
     return match["name"], match["description"] or ""
+
+
+# A name for each colour of a background, or of a landscape's ground.
+TELLING_NAMES = {
+    "red": "one",
+    "orange": "one",
+    "yellow": "two",
+    "white": "two",
+    "green": "three",
+    "black": "three",
+    "blue": "four",
+    "purple": "four",
+}
+
+
+def telling_name(attributes: Attributes) -> str:
+    """The one of NAMES that tells a scene's largest colour.
+
+    Names that tell nothing are soon ignored, and what is ignored cannot be learnt to be looked up in the history. So
+    training begins with names that tell something.
+    """
+    large = attributes.background if isinstance(attributes, ObjectAttributes) else attributes.ground
+    return TELLING_NAMES[large]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from packforcing.training.base_samples import HR_OPTIONS, PLACE_OPTIONS, compose
 from packforcing.training.histories import HISTORIES, MIDS_ONLY, PLACE_HISTORIES, History
 from packforcing.training.prompts import encoded
 from packforcing.training.run_config import MicroBatch
-from packforcing.world.places import sample_tour
+from packforcing.world.places import parse_place, sample_tour
+from packforcing.world.scenes import sample_scene
 
 TOURS = clips.ClipSet(4, size=64, places=True)
 WORDS = clips.ClipCaptions(
@@ -134,6 +135,29 @@ def test_a_composed_tour_shows_blocks_of_clips_in_their_order() -> None:
         assert "return" in showings(words.short)
         stays += [a == b for a, b in pairwise(scenes)]
     assert 0.25 < np.mean(stays) < 0.5  # below a half, since a way needs a return
+
+
+class Scenes(Numbered):
+    """Clips whose captions have scenes of the world."""
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor, clips.ClipCaptions]:
+        latents, small, _ = super().__getitem__(number)
+        words = 5 * (sample_scene(number).caption,)
+        return latents, small, clips.ClipCaptions(words, words)
+
+
+def test_telling_names_are_the_same_for_the_same_colours_and_others_are_not() -> None:
+    for telling in (True, False):
+        names: dict[str, set[str]] = {}
+        for seed in range(40):
+            _, _, words = composed_tour(Scenes(), 9, np.random.default_rng(seed), telling)
+            assert len(set(words.short)) == len({place for place in words.long if ":" in place})
+            for caption in words.long:
+                name, description = parse_place(caption)
+                if description:
+                    names.setdefault(description, set()).add(name)
+        assert len(names) > 5
+        assert all((len(each) == 1) is telling for each in names.values())
 
 
 def test_the_share_asked_for_is_pure_noise() -> None:
