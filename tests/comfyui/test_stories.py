@@ -194,8 +194,9 @@ def test_a_story_goes_on_as_if_it_had_never_stopped(
     whole = latents()
     name = f"story-{switch}.latent"
     save_input_latent(server, name, whole[:, :, :blocks])
-    # As in test_pack.py: ComfyUI's latent format keeps all but the last bits.
-    torch.testing.assert_close(latents(latent_file=name), whole, rtol=0, atol=1e-4)
+    # As in test_pack.py, ComfyUI's latent format keeps all but the last bits. Here a model that reads its history makes
+    # more of them: 9e-4 was seen after a switch. Another prompt, or another history, changes latents by about 1.
+    torch.testing.assert_close(latents(latent_file=name), whole, rtol=0, atol=5e-3)
 
 
 def test_overlap_gives_the_same_story(server: Server, client: Client):

@@ -195,9 +195,9 @@ def test_a_story_of_one_prompt_changes_no_bit(make, texts, switch):
 
 
 @pytest.mark.parametrize("switch", ["keep", "blend"])
-def test_a_switch_to_the_same_prompt_changes_no_bit(make, wan, texts, switch):
-    """Two encodings of the same words, so that nothing can tell by identity."""
-    again = prompt(wan, seed=20, length=LENGTHS[0])
+def test_a_switch_to_the_same_prompt_changes_no_bit(make, texts, switch):
+    """A copy of the prompt, so that nothing can tell by identity. (Encoding it again may give other last bits.)"""
+    again = TextKV(tuple((keys.clone(), values.clone()) for keys, values in texts[0].layers))
     alone = list(make(text=texts[0]).blocks(7))
     assert_same(list(make(text=story([texts[0], again], switch, starts=(0, 3))).blocks(7)), alone)
     assert_same(list(make(text=story([texts[0], again], switch, starts=(0, 3)), overlap=True).blocks(7)), alone)
