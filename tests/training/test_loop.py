@@ -271,6 +271,7 @@ def main(folder: str, pause: str, rank: str = "") -> None:
     outcome = train(toy, config(Path(folder), evaluate_every=5))
     assert outcome.step == 6
     train(Toy(shard=True, dropout=0), config(Path(folder)))
+    dist.barrier()  # so that none of them ends while the other still talks to it
     dist.destroy_process_group()
 
 
