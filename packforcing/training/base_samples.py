@@ -45,14 +45,17 @@ class BaseOptions:
     weight_decay: float = 0.01
 
 
+# Those that mean nothing without tours.
 PLACE_OPTIONS = (
     "place_share",
     "described",
+    "composed",
+    "telling_names",
     "pure_noise",
     "least_returns",
     "whole_steps",
-)  # those that mean nothing without tours
-HR_OPTIONS = ("dual_share",)  # and without an HR branch
+)
+HR_OPTIONS = ("dual_share",)  # and those without an HR branch
 
 
 @dataclass(frozen=True)
