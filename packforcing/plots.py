@@ -9,9 +9,13 @@ import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MISSING = "matplotlib is not installed; `pip install matplotlib`, and the next checkpoint draws it."
 _NOT_DRAWN = {"step", "minutes"}
@@ -51,9 +55,14 @@ def curves(log: Sequence[Mapping[str, float]], path: str | Path, from_zero: bool
             panel.set_ylim(bottom=0)
         elif all(value > 0 for _, value in points) and name != "lr":
             panel.set_yscale("log")
+    save_figure(figure, path, dpi=100)
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:
+    """Writes a figure as a PNG, which is replaced as a whole: a viewer never sees half a picture."""
     part = Path(path).with_suffix(".part.png")
-    figure.savefig(part, dpi=100)
-    os.replace(part, path)  # a viewer never sees half a picture
+    figure.savefig(part, dpi=dpi)
+    os.replace(part, path)
 
 
 def contact_sheet(rows: Sequence[Tensor], path: str | Path, gap: int = 2) -> None:

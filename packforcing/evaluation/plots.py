@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from ..plots import save_figure
 from .runs import MEASURES
 
 COLUMNS = 3  # of panels
@@ -40,9 +40,7 @@ def quality_over_time(summary: dict[str, Any], path: str | Path) -> None:
     if figure.axes:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=8)
-    part = Path(path).with_suffix(".part.png")
-    figure.savefig(part, dpi=110)
-    os.replace(part, path)  # a viewer never sees half a picture
+    save_figure(figure, path)
 
 
 def points(by_duration: dict[str, Any], measure: str) -> tuple[list[float], list[float], list[float]]:
@@ -83,6 +81,4 @@ def recall_over_gaps(summary: dict[str, Any], path: str | Path) -> None:
         panel.grid(alpha=0.3)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8)
-    part = Path(path).with_suffix(".part.png")
-    figure.savefig(part, dpi=110)
-    os.replace(part, path)  # a viewer never sees half a picture
+    save_figure(figure, path)

@@ -6,17 +6,15 @@ Each finished run is added to FOLDER/recall.jsonl at once, and taken from there 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..command_options import check_folder
 from ..errors import PackForcingError
-from ..plots import available
 from .models import Models, load
 from .plots import recall_over_gaps
 from .policies import Policy, policy
@@ -32,8 +30,20 @@ from .recall_runs import (
     recall_fingerprint,
 )
 from .recall_summary import compared_recall, recall_table, summarise_recall
-from .reporting import Tell, output_folder, readable_seconds, tell_progress, unique, versions
-from .runs import BLOCK_FRAMES, add_result, read_results
+from .reporting import (
+    Report,
+    Tell,
+    completed,
+    described_conditions,
+    described_policies,
+    readable_seconds,
+    ready_folder,
+    tell_progress,
+    unique,
+    versions,
+    write_report,
+)
+from .runs import add_result, read_results
 
 RESULTS, SUMMARY, TABLE, PLOT = "recall.jsonl", "recall.json", "recall.md", "recall.png"
 DEFAULT_POLICIES = "packforcing,packforcing-lr,packforcing-recency,packforcing-no-rope,sink-recent,window"
@@ -84,18 +94,19 @@ def evaluate_recall(
     kept = {(result.key, result.fingerprint): result for result in read_results(folder / RESULTS, RecallResult)}
     identities = {run.key: (run.key, recall_fingerprint(run, settings, models)) for run in runs}
     found = {key: kept[identity] for key, identity in identities.items() if identity in kept}
-    missing = {run.key: run for run in runs if run.key not in found}
-    tell(f"{len(runs)} runs, {len(found)} of them done before")
-    for result in made(make_recall, list(missing.values()), settings, models, jobs, threads):
-        add_result(folder / RESULTS, result)
-        found[result.key] = result
-        del missing[result.key]
-        left = time_left(list(found.values()), list(missing.values())) / jobs
-        tell(
-            f"{len(found)} of {len(runs)}: {result.policy}, video {result.number}, gap {result.gap} in "
-            f"{result.elapsed:.1f} s, {readable_seconds(left)} left"
+
+    def finished(missing: list[RecallRun]) -> Iterator[RecallResult]:
+        for result in made(make_recall, missing, settings, models, jobs, threads):
+            add_result(folder / RESULTS, result)
+            yield result
+
+    def told(result: RecallResult, done: list[RecallResult], missing: list[RecallRun]) -> str:
+        return (
+            f"{result.policy}, video {result.number}, gap {result.gap} in {result.elapsed:.1f} s, "
+            f"{readable_seconds(time_left(done, missing) / jobs)} left"
         )
-    return [found[run.key] for run in runs]
+
+    return completed(runs, found, finished, told, tell)
 
 
 def time_left(done: Sequence[RecallResult], missing: Sequence[RecallRun]) -> float:
@@ -110,30 +121,19 @@ def time_left(done: Sequence[RecallResult], missing: Sequence[RecallRun]) -> flo
 def run_recall(settings: RecallSettings, options: argparse.Namespace) -> None:
     """Evaluates, writes table, plot and JSON, and prints the table (or the JSON)."""
     models = load(settings.sources)
-    for each in settings.policies:
-        models.compressor(each.compressor, BLOCK_FRAMES)  # one that does not fit is told before anything runs
-    check_folder(None if options.json == "-" else options.json, "results")
-    folder = output_folder(options.output, RESULTS)
-
+    folder = ready_folder(settings, models, options, RESULTS)
     results = evaluate_recall(settings, models, folder, options.jobs, options.threads, tell_progress)
     summary = summarise_recall(settings, results)
     text = recall_table(summary, notes(settings, models))
-    report = {
+    facts = {
         "settings": described(settings, models, options),
         "versions": versions(),
         "policies": summary,
         "differences": compared_recall(settings, results),
         "cost": {"seconds_a_block": costs(results), "threads": options.threads},
     }
-    (folder / TABLE).write_text(text)
-    line = json.dumps(report, allow_nan=False)
-    for path in (folder / SUMMARY, *([Path(options.json)] if options.json not in (None, "-") else [])):
-        path.write_text(line + "\n")
-    if available():
-        recall_over_gaps(summary, folder / PLOT)
-    else:
-        tell_progress("matplotlib is not installed, so there is no plot: `pip install matplotlib` and start again")
-    print(line if options.json == "-" else text)
+    report = Report(facts, text, partial(recall_over_gaps, summary))
+    write_report(report, folder, (SUMMARY, TABLE, PLOT), options.json)
 
 
 def notes(settings: RecallSettings, models: Models) -> list[str]:
@@ -154,31 +154,14 @@ def costs(results: Sequence[RecallResult]) -> dict[str, float]:
 def described(settings: RecallSettings, models: Models, options: argparse.Namespace) -> dict[str, Any]:
     """The settings as JSON: all that the numbers depend on."""
     longest = blocks_of(max(settings.gaps))
-    chosen = {each.compressor: models.choice(each.compressor) for each in settings.policies}
-    compressors = {name: choice.name if choice else None for name, choice in chosen.items()}
     shortest = min(settings.gaps)
     told = [captions_of(RecallRun(WORLD, number, shortest), False) for number in range(settings.videos)]
+    world = {WORLD.name: {"description": WORLD.description}}
     return {
-        "policies": {
-            WORLD.name: {"description": WORLD.description},
-            **{
-                each.name: {
-                    "description": each.description,
-                    "compressor": compressors[each.compressor],
-                    "cache": asdict(each.config(longest)),
-                }
-                for each in settings.policies
-            },
-        },
+        "policies": world | described_policies(settings, models, lambda policy: longest),
         "gaps": list(settings.gaps),
         "videos": settings.videos,
         "unsaid": settings.unsaid,
         "places": [[captions[block] for block in (0, 2, 4)] for captions in told],
-        "size": asdict(settings.size),
-        "block_frames": BLOCK_FRAMES,
-        "sampling": {key: value for key, value in asdict(settings.sampling).items() if key != "seed"},
-        "sources": {key: value or "demo" for key, value in asdict(settings.sources).items()},
-        "weights": models.digests,
-        "jobs": options.jobs,
-        "threads": options.threads,
+        **described_conditions(settings, models, options),
     }

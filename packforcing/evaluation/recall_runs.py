@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from ..config import FrameSize, Layout, Length, default_temporal_stride
+from ..config import FrameSize, Layout, Length, block_lengths, default_temporal_stride
 from ..demo.text import encode_prompt
 from ..errors import PackForcingError
 from ..generate.sampling import Sampling
@@ -206,9 +206,9 @@ def make_recall(run: RecallRun, settings: RecallSettings, models: Models) -> Rec
 @torch.no_grad()
 def drawn(tour: Tour, size: int, models: Models) -> Iterator[np.ndarray]:
     """The blocks of the drawn tour, encoded and decoded by the VAE: uint8 [F, size, size, 3] each."""
-    lengths = [4 * BLOCK_FRAMES - (0 if block else 3) for block in range(len(tour.way))]
     vae = models.vae
-    latents = encode_clip(vae, tour.pixels(lengths, size)[None].to(vae.device, vae.dtype))
+    pixels = tour.pixels(block_lengths(len(tour.way), BLOCK_FRAMES), size)
+    latents = encode_clip(vae, pixels[None].to(vae.device, vae.dtype))
     decoder = StreamingDecoder(vae)
     for block in latents.split(BLOCK_FRAMES, dim=2):
         yield to_uint8(decoder.decode(block)[0]).cpu().numpy()

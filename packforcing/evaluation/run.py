@@ -8,30 +8,40 @@ uses as many threads as a single one would.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 
-from ..command_options import check_folder, frame_size
+from ..command_options import frame_size
 from ..demo.models import SAMPLING
 from ..errors import PackForcingError
 from ..generate.long_video import Sampling
 from ..generate.schedule import UPDATES
-from ..plots import available
 from .models import DTYPES, Models, Sources, load
 from .plots import quality_over_time
-from .policies import POLICIES, policy
+from .policies import POLICIES, Policy, policy
 from .processes import made
 from .recall_command import DEFAULTS as RECALL_DEFAULTS
 from .recall_command import add_recall_arguments, gaps_of, recall_policies, run_recall
 from .recall_runs import RecallSettings
-from .reporting import Tell, output_folder, readable_seconds, tell_progress, unique, versions
-from .runs import BLOCK_FRAMES, Result, Run, Settings, add_result, blocks, fingerprint, make, read_results
+from .reporting import (
+    Report,
+    Tell,
+    completed,
+    described_conditions,
+    described_policies,
+    readable_seconds,
+    ready_folder,
+    tell_progress,
+    unique,
+    versions,
+    write_report,
+)
+from .runs import Result, Run, Settings, add_result, blocks, fingerprint, make, read_results
 from .summary import compared, costs, notes, summarise, table
 
 RESULTS, SUMMARY, TABLE, PLOT = "runs.jsonl", "evaluation.json", "table.md", "quality.png"
@@ -133,19 +143,19 @@ def durations(text: str) -> tuple[float, ...]:
 def evaluate(settings: Settings, models: Models, folder: Path, jobs: int, threads: int, tell: Tell) -> list[Result]:
     """All results of an evaluation, in the order of its runs; what the folder does not have yet is made and added."""
     runs = settings.runs()
-    found = stored(runs, settings, models, folder)
-    missing = {one.key: one for one in runs if one.key not in found}
-    tell(f"{len(runs)} runs, {len(found)} of them done before")
-    for result in made(make, list(missing.values()), settings, models, jobs, threads):
-        add_result(folder / RESULTS, result)
-        found[result.key] = result
-        del missing[result.key]
-        left = time_left(list(found.values()), list(missing.values()), jobs)
-        tell(
-            f"{len(found)} of {len(runs)}: {result.policy}, seed {result.seed}, {result.video_seconds:g} s in "
-            f"{result.elapsed:.1f} s, {readable_seconds(left)} left ({result.prompt})"
+
+    def finished(missing: list[Run]) -> Iterator[Result]:
+        for result in made(make, missing, settings, models, jobs, threads):
+            add_result(folder / RESULTS, result)
+            yield result
+
+    def told(result: Result, done: list[Result], missing: list[Run]) -> str:
+        return (
+            f"{result.policy}, seed {result.seed}, {result.video_seconds:g} s in {result.elapsed:.1f} s, "
+            f"{readable_seconds(time_left(done, missing, jobs))} left ({result.prompt})"
         )
-    return [found[one.key] for one in runs]
+
+    return completed(runs, stored(runs, settings, models, folder), finished, told, tell)
 
 
 def stored(runs: Sequence[Run], settings: Settings, models: Models, folder: Path) -> dict[tuple[str, str, int], Result]:
@@ -177,55 +187,33 @@ def run(options: argparse.Namespace) -> None:
         return
     settings = settings_of(options)
     models = load(settings.sources)
-    for each in settings.policies:
-        models.compressor(each.compressor, BLOCK_FRAMES)  # one that does not fit is told before anything runs
-    check_folder(None if options.json == "-" else options.json, "results")
-    folder = output_folder(options.output, RESULTS)
-
+    folder = ready_folder(settings, models, options, RESULTS)
     results = evaluate(settings, models, folder, options.jobs, options.threads, tell_progress)
     summary = summarise(settings, results)
     differences = compared(settings, results)
     text = table(summary, notes(settings, trained=models.trained.state_dict is not None), differences)
-    report = {
+    facts = {
         "settings": described(settings, models, options),
         "versions": versions(),
         "policies": summary,
         "differences": differences,
         "cost": {"seconds_a_video_second": costs(results), "threads": options.threads},
     }
-    (folder / TABLE).write_text(text)
-    line = json.dumps(report, allow_nan=False)
-    for path in (folder / SUMMARY, *([Path(options.json)] if options.json not in (None, "-") else [])):
-        path.write_text(line + "\n")
-    if available():
-        quality_over_time(summary, folder / PLOT)
-    else:
-        tell_progress("matplotlib is not installed, so there is no plot: `pip install matplotlib` and start again")
-    print(line if options.json == "-" else text)
+    report = Report(facts, text, partial(quality_over_time, summary))
+    write_report(report, folder, (SUMMARY, TABLE, PLOT), options.json)
 
 
 def described(settings: Settings, models: Models, options: argparse.Namespace) -> dict[str, Any]:
     """The settings as JSON: all that the numbers depend on."""
     longest = blocks(max(settings.seconds))
-    chosen = {each.compressor: models.choice(each.compressor) for each in settings.policies}
-    compressors = {name: choice.name if choice else None for name, choice in chosen.items()}
+
+    def length(policy: Policy) -> int:
+        return blocks(max(settings.durations(policy), default=0) or longest)
+
     return {
-        "policies": {
-            each.name: {
-                "description": each.description,
-                "compressor": compressors[each.compressor],
-                "cache": asdict(each.config(blocks(max(settings.durations(each), default=0) or longest))),
-            }
-            for each in settings.policies
-        },
+        "policies": described_policies(settings, models, length),
         "seconds": list(settings.seconds),
         "prompts": list(dict.fromkeys(one.prompt for one in settings.runs())),
         "seeds": settings.seeds,
-        "size": asdict(settings.size),
-        "block_frames": BLOCK_FRAMES,
-        "sampling": {key: value for key, value in asdict(settings.sampling).items() if key != "seed"},
-        "sources": {key: value or "demo" for key, value in asdict(settings.sources).items()},
-        "weights": models.digests,
-        "jobs": options.jobs,
-        "threads": options.threads,
+        **described_conditions(settings, models, options),
     }
