@@ -33,6 +33,7 @@ from ..packforcing.generate.story import SWITCHES, check_switch, refresh_passes,
 from ..packforcing.model.compressor import Compressor, CompressorChoice
 from . import adapter, types
 from .conditioning import prompts_over_time
+from .files import temporary_video
 
 log = logging.getLogger(__name__)
 
@@ -313,8 +314,7 @@ def run(video: LongVideo, blocks: int, given: Tensor | None, model, progress: Pr
         with contextlib.ExitStack() as stack:
             writer = None
             if video.decoder is not None:
-                path = Path(folder_paths.get_temp_directory()) / f"packforcing_{uuid.uuid4().hex}.mp4"
-                path.parent.mkdir(parents=True, exist_ok=True)
+                path = temporary_video()
                 writer = stack.enter_context(VideoWriter(path, video.record.fps, size.width, size.height))
             for block in all_blocks(video, blocks, given, model):
                 if writer is not None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
-from pathlib import Path
-
 import comfy.utils
-import folder_paths
 from comfy_api.input_impl import VideoFromFile
 from comfy_api.latest import io
 
 from ..packforcing.files.side_by_side import Labelled, join_side_by_side
 from . import adapter, types
+from .files import temporary_video
 
 MOST_VIDEOS = 4
 
@@ -46,8 +43,14 @@ class SideBySideNode(io.ComfyNode):
     def execute(cls, **inputs) -> io.NodeOutput:
         given = [(inputs.get(f"video_{n}"), inputs.get(f"label_{n}") or "") for n in range(1, MOST_VIDEOS + 1)]
         videos = [(video, label) for video, label in given if video is not None]
-        files = [temporary_file() for _ in videos]
-        output = temporary_file()
+        files = [temporary_video() for _ in videos]
+        output = temporary_video()
+        bar = comfy.utils.ProgressBar(1)
+
+        def on_frames(done: int, frames: int) -> None:
+            adapter.check_interrupted()
+            bar.update_absolute(done, frames)
+
         try:
             for (video, _), file in zip(videos, files, strict=True):
                 video.save_to(str(file))  # copies packets, where the video is a file already
@@ -57,16 +60,3 @@ class SideBySideNode(io.ComfyNode):
             for file in files:
                 file.unlink(missing_ok=True)
         return io.NodeOutput(VideoFromFile(str(output)))
-
-
-def on_frames(done: int, frames: int) -> None:
-    """Shows how far it is, and hears Cancel."""
-    adapter.check_interrupted()
-    comfy.utils.ProgressBar(frames).update_absolute(done)
-
-
-def temporary_file() -> Path:
-    """A new name for a video in ComfyUI's temporary folder."""
-    folder = Path(folder_paths.get_temp_directory())
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"packforcing_{uuid.uuid4().hex}.mp4"

@@ -328,6 +328,12 @@ class Length:
         return video_frames(self.latent_frames)
 
 
+def block_lengths(blocks: int, block_frames: int) -> list[int]:
+    """Video frames of each block of `block_frames` latent frames: the first is three short."""
+    whole = VAE_TIME_STRIDE * block_frames
+    return [video_frames(block_frames), *(blocks - 1) * [whole]]
+
+
 def video_frames(latent_frames: int) -> int:
     """Frames that the causal VAE makes of the first `latent_frames` latent frames of a video."""
     return max(0, VAE_TIME_STRIDE * latent_frames - (VAE_TIME_STRIDE - 1))

@@ -39,7 +39,7 @@ class Fonts:
         return self._fonts[size]
 
     def width(self, text: str, size: int) -> int:
-        return int(np.ceil(self[size].getbbox(text)[2]))
+        return text_width(text, self[size])
 
     def height(self, size: int) -> int:
         """From the top of the line to the bottom of a letter with a tail."""

@@ -32,6 +32,7 @@ from ..model.attention import training_attention
 from ..model.causal_wan import CausalWan
 from ..model.compressor import HRBranch
 from ..model.wan_modules import WanModules
+from ..world.places import showings
 from .base_samples import (
     HR_OPTIONS,
     PLACE_OPTIONS,
@@ -41,7 +42,6 @@ from .base_samples import (
     Samples,
     TrainingClips,
     held_out,
-    showings,
     stacked,
 )
 from .blocks import levels_like, walk_blocks

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import PackForcingError
 from ..world.captions import opened, parse
-from ..world.places import NAMES, sample_way, telling_name, tour_captions
+from ..world.places import NAMES, sample_way, showings, telling_name, tour_captions
 from .blocks import noise_levels
 from .clips import ClipCaptions, LatentClips
 from .histories import History
@@ -242,14 +242,6 @@ def stacked(samples: Sequence[Sample], history: History, device: torch.device, d
         history=history,
         dual=dual,
     )
-
-
-def showings(captions: Sequence[str]) -> list[str]:
-    """What each block of a tour shows, by its caption: a "new" place, the "same" as before, or a "return"."""
-    return [
-        "new" if caption not in captions[:i] else "same" if caption == captions[i - 1] else "return"
-        for i, caption in enumerate(captions)
-    ]
 
 
 def held_out(clips: LatentClips, count: int) -> range:

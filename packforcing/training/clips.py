@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..config import VAE_TIME_STRIDE, video_frames
+from ..config import block_lengths, video_frames
 from ..errors import PackForcingError
 from ..model.compressor import lr_latents, whole_block
 from ..model.load import digest
@@ -90,8 +90,7 @@ def clip_pixels(number: int, clips: ClipSet) -> tuple[Tensor, ClipCaptions]:
         tour = sample_tour(rng, clips.blocks)
         several = [len(tour.places) * [described] for described in (False, True)]
         captions = ClipCaptions(*(tuple(tour.captions(described)) for described in several))
-        later = VAE_TIME_STRIDE * clips.block_frames
-        return tour.pixels([later - VAE_TIME_STRIDE + 1, *(clips.blocks - 1) * [later]], clips.size), captions
+        return tour.pixels(block_lengths(clips.blocks, clips.block_frames), clips.size), captions
     scene = sample_scene(rng, away=clips.away)
     pixels = render(scene, video_frames(clips.latent_frames), FPS, clips.size, start=int(rng.integers(LONGEST_START)))
     same = clips.blocks * (scene.caption,)
@@ -101,16 +100,9 @@ def clip_pixels(number: int, clips: ClipSet) -> tuple[Tensor, ClipCaptions]:
 def compressed_latents(pixels: Tensor, clips: ClipSet, vae: WanVAE) -> Tensor:
     """The LR branch's latents [blocks, 16, T', h', w'] of each block of a clip [1, 3, F, H, W]."""
     video = pixels[0].to(vae.device, vae.dtype)
-    first, rest = video.split((pixels.shape[2] - _later_frames(clips), _later_frames(clips)), dim=1)
-    later = rest.split(VAE_TIME_STRIDE * clips.block_frames, dim=1) if rest.shape[1] else ()
-    blocks = [first, *later]
+    blocks = video.split(block_lengths(clips.blocks, clips.block_frames), dim=1)
     whole = torch.stack([whole_block(block[None], clips.block_frames)[0] for block in blocks])
     return lr_latents(whole, vae, clips.temporal_stride)
-
-
-def _later_frames(clips: ClipSet) -> int:
-    """Video frames of all blocks but the first."""
-    return VAE_TIME_STRIDE * (clips.latent_frames - clips.block_frames)
 
 
 def shard_path(folder: Path, clips: ClipSet, shard: int) -> Path:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..pixels import from_uint8
 from .captions import COLOURS, GROUNDS, SKIES, Colour, Landmark
 from .scenes import FPS, FRAME, LandscapeScene, ObjectScene, Scene
 from .shapes import signed_distance
@@ -20,7 +21,7 @@ TRUNK_COLOUR: Colour = (115, 75, 45)
 def render(scene: Scene, frames: int, fps: float = FPS, size: int = FRAME, start: int = 0) -> Tensor:
     """Frames `start` to `start + frames` of a scene, as a model's VAE takes them: float32 [3, F, H, W] in [-1, 1]."""
     video = torch.from_numpy(render_uint8(scene, frames, fps, size, start))
-    return video.permute(3, 0, 1, 2).contiguous().float().div_(127.5).sub_(1)
+    return from_uint8(video).contiguous()
 
 
 def render_uint8(scene: Scene, frames: int, fps: float = FPS, size: int = FRAME, start: int = 0) -> np.ndarray:

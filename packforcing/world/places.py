@@ -96,8 +96,7 @@ class Tour:
     @property
     def returns(self) -> tuple[int, ...]:
         """The blocks that show a place again which the block before did not show."""
-        way = self.way
-        return tuple(i for i in range(1, len(way)) if way[i] != way[i - 1] and way[i] in way[:i])
+        return tuple(block for block, shows in enumerate(showings(self.way)) if shows == "return")
 
     def pixels(self, block_frames: Sequence[int], size: int = FRAME) -> Tensor:
         """The tour's frames [3, F, size, size] in [-1, 1]; `block_frames` are the video frames of each block."""
@@ -107,6 +106,17 @@ class Tour:
             parts.append(render(self.places[number].scene, frames, FPS, size, clock[number]))
             clock[number] += frames
         return cat(parts, dim=1)
+
+
+def showings(way: Sequence[int] | Sequence[str]) -> list[str]:
+    """What each block of a way shows, by its place's number or short caption.
+
+    It is a "new" place, the "same" as in the block before, or a "return".
+    """
+    return [
+        "new" if place not in way[:block] else "same" if place == way[block - 1] else "return"
+        for block, place in enumerate(way)
+    ]
 
 
 def tour_captions(names: Sequence[str], descriptions: Sequence[str], way: Sequence[int]) -> list[str]:
@@ -133,7 +143,7 @@ def sample_way(rng: np.random.Generator, blocks: int, stay: float = STAY) -> tup
             known = max(way) + 1
             others = [number for number in range(min(known + 1, MOST_PLACES)) if number != way[-1]]
             way.append(way[-1] if rng.random() < stay else others[rng.integers(len(others))])
-        if Tour((), tuple(way)).returns:
+        if "return" in showings(way):
             return tuple(way)
 
 

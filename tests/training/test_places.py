@@ -18,11 +18,11 @@ from packforcing.model.compressor import HRBranch
 from packforcing.model.vae import encode_clip, load_vae
 from packforcing.model.wan_modules import SIZES, build_wan_modules
 from packforcing.training import base, base_command, clips
-from packforcing.training.base_samples import composed_tour, showings, stacked
+from packforcing.training.base_samples import composed_tour, stacked
 from packforcing.training.histories import HISTORIES, MIDS_ONLY, PLACE_HISTORIES, History
 from packforcing.training.prompts import encoded
 from packforcing.training.run_config import MicroBatch
-from packforcing.world.places import parse_place, sample_tour
+from packforcing.world.places import parse_place, sample_tour, showings
 from packforcing.world.scenes import sample_scene
 
 TOURS = clips.ClipSet(4, size=64, places=True)
