@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import PackForcingError
 from ..world.captions import opened, parse
-from ..world.places import NAMES, sample_way, showings, telling_name, tour_captions
+from ..world.places import MOST_PLACES, NAMES, sample_way, showings, telling_name, tour_captions
 from .blocks import noise_levels
 from .clips import ClipCaptions, LatentClips
 from .histories import History
@@ -104,6 +104,22 @@ class Samples:
         self.options = options
         self.block_frames = block_frames
         self._tours = self._chosen_tours()
+        self._check_composed()
+
+    def _check_composed(self) -> None:
+        """Raises PackForcingError when the clips are too few, or too alike, to put tours together from."""
+        options, clips = self.options, self.data.clips
+        if self.data.places is None or not options.composed:
+            return
+        training = clips.captions[: len(clips) - self.data.held_out]
+        what, found = "clips", len(training)
+        if options.telling_names:
+            what, found = "telling names", len({telling_name(parse(words.short[0])) for words in training})
+        if found < MOST_PLACES:
+            raise PackForcingError(
+                f"A tour is put together from {MOST_PLACES} clips that are told apart, but there are {found} {what} to "
+                "choose from: ask for more --clips, or for no --composed."
+            )
 
     def _chosen_tours(self) -> list[int]:
         """Numbers of the tours to train on. Raises PackForcingError when none has as many returns as asked for."""

@@ -137,6 +137,16 @@ def test_a_composed_tour_shows_blocks_of_clips_in_their_order() -> None:
     assert 0.25 < np.mean(stays) < 0.5  # below a half, since a way needs a return
 
 
+def test_too_few_clips_to_put_tours_together_are_told() -> None:
+    plain = Clips(WORDS, places=False)
+    modules = build_wan_modules(SIZES["tiny"], base_command.initial_state_dict(SIZES["tiny"], seed=0))
+    data = base.TrainingClips(plain, held_out=38, places=Clips(WORDS, places=True))
+    with pytest.raises(PackForcingError, match="there are 2 clips"):
+        base.BaseTrainer(modules, data, base.BaseOptions(composed=0.5))
+    with pytest.raises(PackForcingError, match="there are 1 telling names"):
+        trainer(composed=0.5, telling_names=0.5)  # all of whose clips are of one colour
+
+
 class Scenes(Numbered):
     """Clips whose captions have scenes of the world."""
 
