@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from small_options import SMALL_VIDEO
 
 from packforcing.cli.generate import prepared, requested
 from packforcing.cli.main import main, parser
@@ -19,24 +20,6 @@ from packforcing.model.causal_wan import CausalWan
 from packforcing.model.wan_modules import SIZES, random_state_dict
 
 REPO = Path(__file__).resolve().parents[2]
-
-# Blocks of one latent frame at 64x64: a second of work, with mid blocks.
-TINY = [
-    "--width",
-    "64",
-    "--height",
-    "64",
-    "--block",
-    "1",
-    "--sink",
-    "1",
-    "--recent",
-    "1",
-    "--top-k",
-    "2",
-    "--steps",
-    "2",
-]
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +44,7 @@ def plan(capsys: pytest.CaptureFixture[str], *options: str) -> dict:
 
 def generate(*options: str) -> int:
     """Runs `generate` with a tiny model; returns its exit status."""
-    return main(["generate", "--model", "tiny", "--prompt", "a red circle", *TINY, *options])
+    return main(["generate", "--model", "tiny", "--prompt", "a red circle", *SMALL_VIDEO, *options])
 
 
 # --- plan ------------------------------------------------------------------------------------------------------------
@@ -294,7 +277,7 @@ def test_a_short_prompt_of_a_real_model_is_padded_as_wan_was_trained(tmp_path: P
     for name, prompt in prompts.items():
         save_file({"prompt": prompt.contiguous()}, tmp_path / f"{name}.safetensors")
         files = ["--model", str(tmp_path / "wan.safetensors"), "--vae", str(vae), "--text-embedding"]
-        options = parser().parse_args(["generate", *files, str(tmp_path / f"{name}.safetensors"), *TINY])
+        options = parser().parse_args(["generate", *files, str(tmp_path / f"{name}.safetensors"), *SMALL_VIDEO])
         latents[name] = next(iter(prepared(options, requested(options)).blocks(1))).latents
     assert torch.equal(latents["short"], latents["padded"])
     assert not torch.equal(latents["short"], latents["other"])

@@ -9,6 +9,7 @@ import av
 import pytest
 import torch
 from safetensors.torch import save_file
+from small_options import SMALL_VIDEO
 from torch import Tensor
 
 from packforcing.cli import generate
@@ -23,24 +24,7 @@ from packforcing.model.wan_modules import SIZES, random_state_dict
 VAE = Path(__file__).resolve().parents[2] / "packforcing" / "weights" / "demo_vae.safetensors"
 
 # Blocks of one latent frame at 64x64 and 16 fps: block b begins at (4 b - 3) / 16 s.
-SMALL = [
-    "--width",
-    "64",
-    "--height",
-    "64",
-    "--block",
-    "1",
-    "--sink",
-    "1",
-    "--recent",
-    "1",
-    "--top-k",
-    "2",
-    "--steps",
-    "2",
-    "--seconds",
-    "2",
-]
+SMALL = [*SMALL_VIDEO, "--seconds", "2"]
 STORY = "# a short one\n0:00 a red circle\n0:01 a blue square\n"
 START = 5  # 1 s lies between block 4 at 0.8125 s and block 5 at 1.0625 s
 

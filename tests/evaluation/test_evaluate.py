@@ -22,7 +22,7 @@ from packforcing.errors import PackForcingError
 from packforcing.evaluation import models as models_module
 from packforcing.evaluation import run as command
 from packforcing.evaluation.metrics import evaluate_video, not_asked
-from packforcing.evaluation.models import Models, Sources, compressor_choice, digest, load
+from packforcing.evaluation.models import Models, Sources, compressor_choice, digest
 from packforcing.evaluation.plots import points
 from packforcing.evaluation.policies import POLICIES, policy
 from packforcing.evaluation.processes import made
@@ -43,13 +43,6 @@ SQUARES = "two red squares bounce on a blue background"
 def _one_thread() -> None:
     """Convolutions this small wait longer for a second thread than they gain from it."""
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def models() -> Models:
-    """The demo's, whatever is trained of it by now, with the training-free compressor."""
-    torch.set_num_threads(1)
-    return replace(load(Sources()), trained=models_module.TRAINING_FREE)
 
 
 def settings(*names: str, seconds: tuple[float, ...] = (1.0, 2.0), **changes: object) -> Settings:

@@ -16,9 +16,8 @@ from PIL import Image
 from packforcing.cli.main import main
 from packforcing.config import CacheConfig, FrameSize
 from packforcing.errors import PackForcingError
-from packforcing.evaluation import models as models_module
 from packforcing.evaluation import recall_command as command
-from packforcing.evaluation.models import Models, Sources, load
+from packforcing.evaluation.models import Models
 from packforcing.evaluation.policies import policy
 from packforcing.evaluation.recall import (
     FIRST,
@@ -58,12 +57,6 @@ TINY = ["--size", "64x64", "--steps", "1", "--device", "cpu"]
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def models() -> Models:
-    torch.set_num_threads(1)
-    return replace(load(Sources()), trained=models_module.TRAINING_FREE)
 
 
 def settings(*names: str, gaps: tuple[int, ...] = (1,), **changes: object) -> RecallSettings:

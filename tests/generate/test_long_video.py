@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from functools import partial
 from itertools import islice, pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +27,6 @@ from toy_videos import (
     causal_wan,
     collect,
     latents_of,
-    long_video,
     stop_at,
     weights,
 )
@@ -40,7 +38,6 @@ from packforcing.config import Layout
 from packforcing.errors import PackForcingError
 from packforcing.generate.long_video import Block, LongVideo
 from packforcing.generate.sampling import Sampling, noise_generator
-from packforcing.model.causal_wan import CausalWan
 from packforcing.model.compressor import Compressor, HRBranch
 from packforcing.model.vae import init_vae
 
@@ -49,17 +46,6 @@ from packforcing.model.vae import init_vae
 def _one_thread() -> None:
     """Tensors this small lose more to a second thread than they gain, most of all on a busy machine."""
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def wan() -> CausalWan:
-    return causal_wan(weights())
-
-
-@pytest.fixture(scope="module")
-def make(wan):
-    """`long_video` under one prompt; everything can be replaced."""
-    return partial(long_video, wan)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -62,16 +61,6 @@ TWO_RECENT = {"recent_frames": 2 * FRAMES}
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def wan() -> CausalWan:
-    return causal_wan(weights())
-
-
-@pytest.fixture(scope="module")
-def make(wan):
-    return partial(long_video, wan)
 
 
 @pytest.fixture(scope="module")
