@@ -58,7 +58,9 @@ def add_recall_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gaps", default=DEFAULTS["gaps"], help="with --recall: blocks for which places are away, with commas between"
     )
-    parser.add_argument("--videos", type=int, default=DEFAULTS["videos"], help="with --recall: how many stories")
+    parser.add_argument(
+        "--videos", type=int, default=DEFAULTS["videos"], help="with --recall or --switches: how many videos"
+    )
     parser.add_argument(
         "--unsaid", action="store_true", help="with --recall: name places without describing them, also the first time"
     )

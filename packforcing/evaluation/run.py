@@ -43,6 +43,7 @@ from .reporting import (
 )
 from .runs import Result, Run, Settings, add_result, blocks, fingerprint, make, read_results
 from .summary import compared, costs, notes, summarise, table
+from .switches import SwitchSettings, run_switches
 
 RESULTS, SUMMARY, TABLE, PLOT = "runs.jsonl", "evaluation.json", "table.md", "quality.png"
 # Of the options that an evaluation of recall does not have.
@@ -80,6 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", default="out/evaluate", help="folder of results; an earlier evaluation goes on")
     parser.add_argument("--json", nargs="?", const="-", help="print JSON, or write it to a file; FOLDER has it anyway")
     add_recall_arguments(parser)
+    parser.add_argument(
+        "--switches",
+        action="store_true",
+        help="instead, how soon a change of the prompt is seen, with each --prompt-switch of generate",
+    )
     parser.set_defaults(run=run)
 
 
@@ -108,6 +114,16 @@ def recall_settings_of(options: argparse.Namespace) -> RecallSettings:
         unsaid=options.unsaid,
         **shared_settings(options),
     )
+
+
+def switch_settings_of(options: argparse.Namespace) -> SwitchSettings:
+    """Raises PackForcingError for anything that cannot be evaluated."""
+    check_unused(options, DEFAULTS, "has no meaning with --switches")
+    check_unused(
+        options, {name: RECALL_DEFAULTS[name] for name in ("gaps", "unsaid")}, "has no meaning with --switches"
+    )
+    names = unique("packforcing" if options.policies is None else options.policies)
+    return SwitchSettings(tuple(map(policy, names)), options.videos, **shared_settings(options))
 
 
 def shared_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -182,8 +198,13 @@ def time_left(results: Sequence[Result], missing: Sequence[Run], jobs: int) -> f
 
 def run(options: argparse.Namespace) -> None:
     """Evaluates, writes table, plot and JSON, and prints the table (or the JSON)."""
+    if options.recall and options.switches:
+        raise PackForcingError("--recall and --switches are two evaluations: ask for one of them.")
     if options.recall:
         run_recall(recall_settings_of(options), options)
+        return
+    if options.switches:
+        run_switches(switch_settings_of(options), options)
         return
     settings = settings_of(options)
     models = load(settings.sources)
