@@ -98,7 +98,7 @@ def layers(record: CacheRecord) -> Panel:
         legend=(Entry("chosen rarely to always", Swatch.CHANCES), Entry("never", STORED)),
         height=240,
         x_blocks=axis_blocks(record),
-        x_label="mid block (colour: in how many of the blocks made since, by root)",
+        x_label="mid block (colour: chosen in how many of its chances)",
         draw=draw_layers,
         above=STRIP + 4 if has_story(record) else 0,
     )

@@ -53,5 +53,5 @@ class Style:
 
 
 # The whole record, to be opened: still easy to read at 60%. And a picture for the node in the graph, at half its size.
-FULL = Style(title=32, heading=26, label=20, words=19, prompt_lines=2)
+FULL = Style(title=32, heading=26, label=20, words=20, prompt_lines=2)
 NODE = Style(title=30, heading=27, label=25, words=24, prompt_lines=1)

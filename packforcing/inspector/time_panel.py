@@ -11,7 +11,7 @@ from .facts import frames_made, loop_seconds
 from .panels import axis_blocks, pooled
 
 STACKED = ("denoise", "clean_pass", "compression", "refresh", "decode", "wait")
-OUTLIER = 1.5  # times what 95% of the blocks take: the axis ends there, or a slow first block would flatten all others
+OUTLIER = 2.0  # times the usual block: the axis ends there, or a slow first block would flatten all others
 
 
 def decoded_beside(record: CacheRecord) -> bool:
@@ -58,7 +58,7 @@ def _top(seconds: np.ndarray) -> float:
     measured = seconds[seconds > 0]
     if not measured.size:
         return 1.0
-    return 1.15 * min(float(measured.max()), OUTLIER * float(np.percentile(measured, 95)))
+    return 1.15 * min(float(measured.max()), OUTLIER * float(np.median(measured)))
 
 
 def _draw_line(canvas: Canvas, box: Box, values: np.ndarray, top: float) -> None:

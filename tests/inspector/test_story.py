@@ -18,6 +18,7 @@ from packforcing.inspector.facts import clock
 from packforcing.inspector.returns import StretchBlocks, runs
 from packforcing.inspector.story_panel import bar_words
 from packforcing.inspector.story_report import number_list
+from packforcing.inspector.style import FULL
 from packforcing.lettering import fitted, readable, shortened, text_width
 
 LAYERS, WHITE = 3, (255, 255, 255)
@@ -56,13 +57,13 @@ def make_record(blocks: int, starts: list[int], prompts: list[str], choose=None,
     return record
 
 
-def png(record: CacheRecord, width: int = 1280) -> bytes:
+def png(record: CacheRecord, width: int = 1600) -> bytes:
     file = io.BytesIO()
     picture(record, width).save(file, "PNG")
     return file.getvalue()
 
 
-def panel(record: CacheRecord, last: int, width: int = 1280) -> tuple[int, int, int, int]:
+def panel(record: CacheRecord, last: int, width: int = 1600) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of the panel of partitions, whose axes end with block `last`."""
     left, _, _, bottom = cell_box(record, 0, 0, width)
     _, top, right, _ = cell_box(record, last, last, width)
@@ -72,7 +73,7 @@ def panel(record: CacheRecord, last: int, width: int = 1280) -> tuple[int, int, 
 # --- the picture ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("width", [640, 1280])
+@pytest.mark.parametrize("width", [640, 1600])
 def test_one_prompt_changes_nothing(width):
     without = make_record(40, [], [])
     assert png(make_record(40, [0], [LONG]), width) == png(without, width)
@@ -81,7 +82,7 @@ def test_one_prompt_changes_nothing(width):
     assert report(make_record(40, [0], [LONG])) == report(without)
 
 
-@pytest.mark.parametrize("width", [640, 1280])
+@pytest.mark.parametrize("width", [640, 1600])
 @pytest.mark.parametrize("story", STORIES)
 def test_bars_and_strip_have_each_prompt_s_colour(story, width):
     starts, prompts, numbers = STORIES[story]
@@ -141,7 +142,7 @@ def test_the_legend_tells_of_frames_only_where_there_are_some():
         left, top, right, _ = panel(record, 23)
         return white(picture(record), (left, 80, right, top))
 
-    assert white_above(make_record(24, [0, 8, 16], ["a", "b", "a"])) == 2 * (14 + 13 - 4) * 2
+    assert white_above(make_record(24, [0, 8, 16], ["a", "b", "a"])) == 4 * (FULL.swatch - 2) * 2
     assert white_above(make_record(24, [0, 8, 16], ["a", "b", "c"])) == 0
     assert white_above(make_record(24, [0, 2, 16], ["a", "b", "a"])) == 0, "a is in the sink"
 
@@ -216,11 +217,11 @@ def test_words_are_shortened_only_where_they_must():
 
 def test_a_bar_without_words_has_a_number():
     fonts, stretch = Fonts(), StretchBlocks(range(3), "", 6)
-    assert bar_words(stretch, fonts, 200)[0] == ["prompt 7"]
-    assert bar_words(stretch, fonts, 12)[0] == ["7"]
-    assert bar_words(stretch, fonts, 2)[0] == []
-    assert bar_words(StretchBlocks(range(3), "rain", 1), fonts, 200)[0] == ["rain"]
-    assert bar_words(StretchBlocks(range(3), "rainbow", 1), fonts, 15)[0] == ["2"]
+    assert bar_words(stretch, fonts, 200, FULL)[0] == ["prompt 7"]
+    assert bar_words(stretch, fonts, 12, FULL)[0] == ["7"]
+    assert bar_words(stretch, fonts, 2, FULL)[0] == []
+    assert bar_words(StretchBlocks(range(3), "rain", 1), fonts, 200, FULL)[0] == ["rain"]
+    assert bar_words(StretchBlocks(range(3), "rainbow", 1), fonts, 15, FULL)[0] == ["2"]
 
 
 @pytest.mark.parametrize(
