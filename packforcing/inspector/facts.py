@@ -171,9 +171,10 @@ def clock(record: CacheRecord, block: int) -> str:
 
 
 def tokens_saved(record: CacheRecord) -> list[str]:
-    """How much smaller the context of the newest block is than a full cache, as phrases; none before the first."""
+    """How much smaller the context of the newest block is than a full cache, as phrases; none while it is not."""
     if not record.blocks:
         return []
     last = {name: int(values[-1]) for name, values in token_counts(record).items()}
     full = last.pop("full")
-    return [f"{full / sum(last.values()):.1f}x less than a full cache"]
+    times = full / sum(last.values())
+    return [f"{times:.1f}x less than a full cache"] if times >= 1.05 else []

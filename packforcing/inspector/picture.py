@@ -61,8 +61,11 @@ def overview_boxes(record: CacheRecord) -> dict[str, Box]:
 
 def cell_box(record: CacheRecord, made: int, history: int, width: int = WIDTH) -> tuple[int, int, int, int]:
     """Pixels (left, top, right, bottom; the last two excluded) of history block `history` while `made` was made."""
-    box = panel_boxes(record, width)["partitions"]
-    blocks = axis_blocks(record)
+    return cell_in(panel_boxes(record, width)["partitions"], axis_blocks(record), made, history)
+
+
+def cell_in(box: Box, blocks: int, made: int, history: int) -> tuple[int, int, int, int]:
+    """`cell_box` in a panel of partitions whose axes span `blocks` blocks."""
     across, up = edges(blocks, box.width), edges(blocks, box.height)
     column, row = bin_of(blocks, box.width, made), bin_of(blocks, box.height, history)
     return (

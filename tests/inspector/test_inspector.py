@@ -23,6 +23,8 @@ from packforcing.inspector import (
     selection_facts,
     token_counts,
 )
+from packforcing.inspector.panels import axis_blocks
+from packforcing.inspector.picture import cell_in
 
 LAYERS = 5
 
@@ -229,10 +231,10 @@ def centre_colour(image: Image.Image, box: tuple[int, int, int, int]) -> tuple[i
     return image.getpixel(((left + right - 1) // 2, (top + bottom - 1) // 2))
 
 
-@pytest.mark.parametrize(("blocks", "width"), [(1, 1280), (10, 1280), (33, 1280), (120, 1280), (33, 641)])
+@pytest.mark.parametrize(("blocks", "width"), [(1, 1600), (10, 1600), (33, 1280), (120, 1600), (33, 640)])
 def test_a_cell_has_its_partition_s_colour(blocks, width):
     record = make_record(blocks)
-    image = picture(record, width)
+    image, box = picture(record, width), panel_boxes(record, width)["partitions"]
     assert image.size[0] == width
     for made in range(0, blocks, max(1, blocks // 12)):
         partition = record.config.partition(made)
@@ -248,7 +250,7 @@ def test_a_cell_has_its_partition_s_colour(blocks, width):
                 expected = COLOURS["current"]
             else:
                 expected = None
-            found = centre_colour(image, cell_box(record, made, history, width))
+            found = centre_colour(image, cell_in(box, axis_blocks(record), made, history))
             if expected is None:
                 assert found not in (*COLOURS.values(), STORED)
             else:

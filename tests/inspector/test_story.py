@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
@@ -57,10 +55,8 @@ def make_record(blocks: int, starts: list[int], prompts: list[str], choose=None,
     return record
 
 
-def png(record: CacheRecord, width: int = 1600) -> bytes:
-    file = io.BytesIO()
-    picture(record, width).save(file, "PNG")
-    return file.getvalue()
+def pixels(record: CacheRecord, width: int = 1600) -> bytes:
+    return picture(record, width).tobytes()
 
 
 def panel(record: CacheRecord, last: int, width: int = 1600) -> tuple[int, int, int, int]:
@@ -76,9 +72,9 @@ def panel(record: CacheRecord, last: int, width: int = 1600) -> tuple[int, int, 
 @pytest.mark.parametrize("width", [640, 1600])
 def test_one_prompt_changes_nothing(width):
     without = make_record(40, [], [])
-    assert png(make_record(40, [0], [LONG]), width) == png(without, width)
-    assert png(make_record(40, [0, 40], ["a", "b"]), width) == png(without, width), "the second one has not begun"
-    assert png(make_record(40, [0, 39], ["a", "b"]), width) != png(without, width)
+    assert pixels(make_record(40, [0], [LONG]), width) == pixels(without, width)
+    assert pixels(make_record(40, [0, 40], ["a", "b"]), width) == pixels(without, width), "the second one has not begun"
+    assert pixels(make_record(40, [0, 39], ["a", "b"]), width) != pixels(without, width)
     assert report(make_record(40, [0], [LONG])) == report(without)
 
 
@@ -164,10 +160,10 @@ def test_frames_that_would_overlap_are_one():
     record = make_record(
         600, [0, 200, 400], ["a", "b", "a"], lambda block, _: [100, 103, 106] if block == 400 else None
     )
-    pixels = (np.array(picture(record).crop(panel(record, 599))) == WHITE).all(axis=2)
-    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+    white = (np.array(picture(record).crop(panel(record, 599))) == WHITE).all(axis=2)
+    rows, columns = np.flatnonzero(white.any(axis=1)), np.flatnonzero(white.any(axis=0))
     height, width = int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
-    assert pixels.sum() == height * width - (height - 4) * (width - 4)
+    assert white.sum() == height * width - (height - 4) * (width - 4)
 
 
 def test_hundreds_of_prompts_have_their_colours():
