@@ -10,6 +10,7 @@ the buffer, and nothing is concatenated or moved in the loop.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -22,11 +23,11 @@ from ..fp8 import FP8, saturated
 from .archive import Archive
 from .fp8_kv import ExactTokens, Fp8Buffer, rounding_error
 from .kv_buffer import KVBuffer
-from .layer_cache import Attended, LayerCache, MidSlot
+from .layer_cache import Affinity, Attended, LayerCache, MidSlot
 from .positions import Anchors, anchors, mid_anchors
 from .rope import EAGER_ROTARY, RotaryOps, Rotation, rotate
 from .rotations import BlockRotations
-from .selection import affinity, sampled_queries, scored_heads, token_sum, top_k
+from .selection import affinity, sampled_queries, scored_choice, scored_heads, token_sum
 
 Timer = Callable[[str], AbstractContextManager[None]]
 
@@ -89,7 +90,7 @@ class Cache:
 
         self.block = -1
         self._slot_anchor: dict[int, float] = {}  # full-resolution slot -> position at which its keys stand
-        self._best: Callable[[], Tensor]  # indices of the mid blocks that the layer at hand scores highest
+        self._best: Callable[[], Tensor]  # `scored_choice` of the layer at hand
         self.mid_slots_written = 0
         self.recent_rotated = 0
 
@@ -128,6 +129,11 @@ class Cache:
         """For each layer, the mid blocks that the current block attends to, oldest first; None: not chosen yet."""
         return [layer.selected for layer in self.layers]
 
+    @property
+    def affinities(self) -> list[Affinity | None]:
+        """For each layer, by what it has chosen; None: it has scored nothing."""
+        return [layer.affinity for layer in self.layers]
+
     # ------------------------------------------------------------------ the life of a block
 
     def begin(self, block: int) -> None:
@@ -161,7 +167,7 @@ class Cache:
         """Passes are of this block from now on, whose tokens stand at `place`; no mid block is chosen yet."""
         self._opened, self._place = block, place
         for layer in self.layers:
-            layer.selected = None
+            layer.selected = layer.affinity = None
         self._exact.begin(self.block)
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Attended:
@@ -256,7 +262,7 @@ class Cache:
         with self.timer("selection"):
             sampled = rotate(queries[:, self._sampled, : self.heads], self._content_queries)
             scores = affinity(token_sum(sampled, self.heads), self.archive.key_sums(layer, len(mids)))
-            self._best = from_device(top_k(scores, count))
+            self._best = from_device(scored_choice(scores.detach(), count))
 
     def select(self, layer: int) -> None:
         """Chooses the layer's mid blocks, after `score`, and fills the mid slots.
@@ -266,10 +272,10 @@ class Cache:
         """
         if self.layers[layer].selected is None:
             with self.timer("selection"):
-                self.layers[layer].selected = chosen = self._choice()
+                self.layers[layer].selected = chosen = self._choice(self.layers[layer])
                 self._fill_mid_slots(layer, chosen)
 
-    def _choice(self) -> list[int]:
+    def _choice(self, layer: LayerCache) -> list[int]:
         mids, count = self.partition.mid, self.config.attended_mids(self.block)
         if count == 0:
             return []
@@ -277,7 +283,9 @@ class Cache:
             return [mids[slot * len(mids) // count] for slot in range(count)]
         if self.config.selection == "recency":
             return list(mids[-count:])
-        return [mids[best] for best in self._best().tolist()]
+        *numbers, deviation, mean = self._best().tolist()
+        layer.affinity = Affinity(array("f", numbers[count:]), mean, deviation)
+        return [mids[int(best)] for best in numbers[:count]]
 
     def _fill_mid_slots(self, layer: int, chosen: list[int]) -> None:
         """Copies chosen blocks into the slots that do not hold them yet, and rotates their keys into place."""

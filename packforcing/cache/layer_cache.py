@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,6 +27,14 @@ class MidSlot(NamedTuple):
     scale: float
 
 
+class Affinity(NamedTuple):
+    """By what a layer chose its mid blocks. For records only; scores of different layers cannot be compared."""
+
+    chosen: array[float]  # scores of `LayerCache.selected`
+    mean: float  # of the scores of all mid blocks that were stored
+    deviation: float  # their standard deviation
+
+
 @dataclass
 class LayerCache:
     """One layer's part of the cache."""
@@ -33,3 +42,4 @@ class LayerCache:
     kv: KVBuffer
     mid_slots: list[MidSlot | None]  # top_k of them
     selected: list[int] | None = None  # mid blocks that the current block attends to; None: not chosen yet
+    affinity: Affinity | None = None  # None: nothing was scored, since there was no choice or it is by recency

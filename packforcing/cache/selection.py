@@ -40,3 +40,14 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     """Indices of the k highest scores (all, if fewer), in chronological order; of equals the newer block wins."""
     newest_first = scores.flip(0).argsort(descending=True, stable=True)[:k]
     return (len(scores) - 1 - newest_first).sort().values
+
+
+def scored_choice(scores: Tensor, k: int) -> Tensor:
+    """The choice and what it was made by, in one tensor [2 k' + 2] of the scores' type, k' = min(k, M).
+
+    `top_k`, the scores of what it chose, and the standard deviation and mean of all scores: the host fetches them
+    together. Indices are exact up to 2^24.
+    """
+    best = top_k(scores, k)
+    spread = torch.stack(torch.std_mean(scores, correction=0))
+    return torch.cat((best.to(scores.dtype), scores[best], spread))

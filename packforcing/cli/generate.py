@@ -32,7 +32,7 @@ from ..generate.prepare import DeviceMemory, planned_run, tune_models
 from ..generate.sampling import Sampling
 from ..generate.schedule import UPDATES
 from ..generate.side_stream import overlap_wanted
-from ..inspector import picture, report
+from ..inspector import numbers_json, picture, report
 from ..known_models import KNOWN_MODELS, SIZES, TINY
 from ..model.causal_wan import CausalWan
 from ..model.compressor import TRAINING_FREE, CompressorChoice
@@ -63,7 +63,7 @@ def add_command(commands: Commands) -> None:
     command.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
     add_speed_options(command)
     command.add_argument("--output", default="out.mp4", help="the MP4 to write")
-    command.add_argument("--report", help="a JSON file for the cache's record")
+    command.add_argument("--report", help="a JSON file for the cache's record, as the Cache Inspector writes it")
     command.add_argument("--picture", help="a PNG file for the inspector's picture")
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=run)
@@ -180,7 +180,7 @@ def run(options: argparse.Namespace) -> None:
     elapsed = time.perf_counter() - start
 
     if options.report:
-        Path(options.report).write_text(json.dumps(video.record.as_dict()))
+        Path(options.report).write_text(numbers_json(video.record), encoding="utf-8")
     if options.picture:
         picture(video.record).save(options.picture, format="PNG")
     summary: dict[str, Any] = {

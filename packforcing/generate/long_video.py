@@ -354,6 +354,7 @@ class LongVideo:
     def _fill(self, record: BlockRecord) -> None:
         """Notes in a record what the cache has done for its block."""
         record.selected = [list(chosen or ()) for chosen in self.cache.selected]
+        record.affinity = self.cache.affinities
         record.mid_slots_written = self.cache.mid_slots_written
         record.recent_rotated = self.cache.recent_rotated
         record.bytes = self.cache.bytes()

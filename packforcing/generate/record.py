@@ -1,18 +1,28 @@
 """What the cache did, block by block: what it kept, selected and moved, and in how many bytes.
 
-The inspector reads nothing else.
+The inspector reads nothing else. As JSON a record is what `CacheRecord.as_dict` gives; the help page of the Cache
+Inspector has its fields.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from array import array
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from math import isfinite, nan
+from pathlib import PureWindowsPath
 from typing import Any
 
+from ..cache.layer_cache import Affinity
 from ..config import CacheConfig, FrameSize, ModelShape
+from ..errors import PackForcingError
 
 # The owners of cache memory, in the order in which a picture stacks them.
 PARTITIONS = ("sink", "recent", "current", "mid", "aside", "archive_device", "archive_host", "key_sums")
 STAGES = ("refresh", "denoise", "decode", "wait", "compression", "clean_pass")
+
+FORMAT = "packforcing-cache-record"
+VERSION = 2  # of the JSON; 1 had neither a version nor affinity. A new field alone makes no new version.
 
 
 @dataclass
@@ -28,6 +38,7 @@ class BlockRecord:
         seconds: time of each of STAGES; a stage that did not run is absent. "wait" is there when blocks are decoded
             beside the denoising of the next one: it is how long the loop waited for the frames, and all that decoding
             then cost the loop.
+        affinity: for each layer, by what it chose `selected`; None where it scored nothing. Empty in old records.
     """
 
     block: int
@@ -36,6 +47,13 @@ class BlockRecord:
     recent_rotated: int = 0
     bytes: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    affinity: list[Affinity | None] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers."""
+        return {name: getattr(self, name) for name in _names(BlockRecord)} | {
+            "affinity": [None if each is None else _affinity_dict(each) for each in self.affinity],
+        }
 
 
 @dataclass(frozen=True)
@@ -64,5 +82,84 @@ class CacheRecord:
     prompt_switch: str = "keep"  # what happens to the history where the prompt changes (`story.SWITCHES`)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists and numbers, ready for JSON."""
-        return asdict(self)
+        """Plain dicts, lists and numbers, ready for JSON. It names no folder, and no number is infinite or NaN."""
+        parts = {name: getattr(self, name) for name in _names(CacheRecord)}
+        return (
+            {"format": FORMAT, "version": VERSION}
+            | parts
+            | {
+                "model": asdict(self.model),
+                "config": asdict(self.config),
+                "size": asdict(self.size),
+                "compressor": PureWindowsPath(self.compressor).name,  # knows both kinds of slashes
+                "rounding_error": _number(self.rounding_error),
+                "blocks": [block.as_dict() for block in self.blocks],
+                "prompts": [asdict(prompt) for prompt in self.prompts],
+            }
+        )
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> CacheRecord:
+        """The record that `as_dict` was made of, in this version or an earlier one. What it does not know it leaves.
+
+        Raises PackForcingError for what is no record, or one of a later version.
+        """
+        version = document.get("version", 1) if isinstance(document, Mapping) else None
+        if not isinstance(version, int) or version > VERSION:
+            raise PackForcingError(
+                f"A cache record has a version of at most {VERSION}, but this has {version!r}: "
+                "update PackForcing, or choose a file that `generate --report` or the Cache Inspector wrote."
+            )
+        try:
+            return cls(
+                **_known(CacheRecord, document)
+                | {
+                    "model": ModelShape(**_known(ModelShape, document["model"])),
+                    "config": CacheConfig(**_known(CacheConfig, document["config"])),
+                    "size": FrameSize(**_known(FrameSize, document["size"])),
+                    "rounding_error": _or_nan(document.get("rounding_error", 0.0)),
+                    "blocks": [_block(block) for block in document["blocks"]],
+                    "prompts": [PromptRecord(**_known(PromptRecord, each)) for each in document.get("prompts", [])],
+                }
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise PackForcingError(
+                f"This is no cache record ({error!r}): choose a file that `generate --report` or the Cache Inspector "
+                "wrote."
+            ) from error
+
+
+def _names(kind: Any) -> list[str]:
+    return [each.name for each in fields(kind)]
+
+
+def _known(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `values` that are fields of a dataclass."""
+    return {name: values[name] for name in _names(kind) if name in values}
+
+
+def _block(values: Mapping[str, Any]) -> BlockRecord:
+    affinity = [None if each is None else _affinity(each) for each in values.get("affinity", [])]
+    return BlockRecord(**_known(BlockRecord, values) | {"affinity": affinity})
+
+
+def _affinity_dict(affinity: Affinity) -> dict[str, Any]:
+    return {
+        "chosen": [_number(float(f"{score:.9g}")) for score in affinity.chosen],  # all that float32 can hold
+        "mean": _number(affinity.mean),
+        "deviation": _number(affinity.deviation),
+    }
+
+
+def _affinity(values: Mapping[str, Any]) -> Affinity:
+    chosen = array("f", map(_or_nan, values["chosen"]))
+    return Affinity(chosen, _or_nan(values["mean"]), _or_nan(values["deviation"]))
+
+
+def _number(value: float) -> float | None:
+    """A number as JSON can have it: None for infinity and NaN."""
+    return value if isfinite(value) else None
+
+
+def _or_nan(value: float | None) -> float:
+    return nan if value is None else value

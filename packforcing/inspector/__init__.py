@@ -2,7 +2,22 @@
 
 from .colours import COLOURS, STORED, mid_colour
 from .facts import selection_facts, token_counts
-from .picture import cell_box, picture
+from .numbers import numbers, numbers_json
+from .picture import cell_box, overview, overview_boxes, panel_boxes, picture
 from .report import report
 
-__all__ = ["COLOURS", "STORED", "cell_box", "mid_colour", "picture", "report", "selection_facts", "token_counts"]
+__all__ = [
+    "COLOURS",
+    "STORED",
+    "cell_box",
+    "mid_colour",
+    "numbers",
+    "numbers_json",
+    "overview",
+    "overview_boxes",
+    "panel_boxes",
+    "picture",
+    "report",
+    "selection_facts",
+    "token_counts",
+]

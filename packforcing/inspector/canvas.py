@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..lettering import Fonts
+from ..lettering import Fonts, fitted
 from .colours import BACKGROUND, FAINT, GRID, Colour
+from .style import Style
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,26 @@ class Box:
 
 
 class Canvas:
-    """An RGB picture of the given size in pixels."""
+    """An RGB picture of the given size in pixels, written on in the sizes of a style."""
 
-    def __init__(self, width: int, height: int, fonts: Fonts) -> None:
+    def __init__(self, width: int, height: int, fonts: Fonts, style: Style) -> None:
         self.image = Image.new("RGB", (width, height), BACKGROUND)
         self.draw = ImageDraw.Draw(self.image)
         self.fonts = fonts
+        self.style = style
 
     def write(self, at: tuple[int, int], text: str, size: int, fill: Colour, align: str = "left") -> None:
         """Write with the line's top at `at`; x is its left end, centre or right end."""
         shift = {"left": 0, "centre": 0.5, "right": 1}[align] * self.fonts.width(text, size)
         self.draw.text((round(at[0] - shift), at[1]), text, font=self.fonts[size], fill=fill)
+
+    def say(self, box: Box, text: str) -> None:
+        """Write a sentence into the middle of a box, on as many lines as it needs."""
+        size = self.style.words
+        lines = fitted(text, self.fonts[size], box.width - 20, most_lines=max(1, box.height // (size + 6)))
+        top = (box.top + box.bottom - len(lines) * (size + 6)) // 2
+        for i, line in enumerate(lines):
+            self.write(((box.left + box.right) // 2, top + i * (size + 6)), line, size, FAINT, "centre")
 
 
 # --- axes ------------------------------------------------------------------------------------------------------
@@ -64,6 +74,12 @@ def bin_of(blocks: int, pixels: int, block: int) -> int:
     return int(np.searchsorted(bins(blocks, pixels), block, side="right")) - 1
 
 
+def span(part: range, blocks: int, pixels: int) -> tuple[int, int]:
+    """First pixel of the blocks `part` on an axis of `blocks` blocks, and the one after their last."""
+    at = edges(blocks, pixels)
+    return int(at[bin_of(blocks, pixels, part.start)]), int(at[bin_of(blocks, pixels, part.stop - 1) + 1])
+
+
 def bin_of_pixel(blocks: int, pixels: int) -> np.ndarray:
     """The bin of each pixel."""
     return np.repeat(np.arange(min(blocks, pixels)), np.diff(edges(blocks, pixels)))
@@ -75,37 +91,48 @@ def nice_step(span: float, most: int) -> float:
     return next(power * factor for factor in (1, 2, 5, 10, 20) if span <= most * power * factor * (1 + 1e-9))
 
 
-def draw_x_ticks(canvas: Canvas, box: Box, blocks: int) -> None:
-    """Ticks below the panel, with the numbers of some of its `blocks`."""
-    step = max(1, int(nice_step(blocks, max(4, box.width // 90))))
+def draw_x_axis(canvas: Canvas, box: Box, blocks: int, label: str) -> None:
+    """Ticks below the panel, with the numbers of some of its `blocks`, and what they count."""
+    size = canvas.style.label
+    step = max(1, int(nice_step(blocks, max(3, box.width // (5 * size)))))
     for block in range(0, blocks, step):
         x = box.left + round((block + 0.5) * box.width / blocks)
         canvas.draw.line((x, box.bottom, x, box.bottom + 4), fill=FAINT)
-        canvas.write((x, box.bottom + 6), f"{block:,}", 13, FAINT, "centre")
+        canvas.write((x, box.bottom + 6), f"{block:,}", size, FAINT, "centre")
+    canvas.write(((box.left + box.right) // 2, box.bottom + size + 12), label, size, FAINT, "centre")
 
 
 def y_tick(canvas: Canvas, box: Box, y: int, text: str) -> None:
     """A tick with a text at the left of the panel."""
+    size = canvas.style.label
     canvas.draw.line((box.left - 5, y, box.left - 1, y), fill=FAINT)
-    canvas.write((box.left - 9, y - canvas.fonts.height(13) // 2 - 1), text, 13, FAINT, "right")
+    canvas.write((box.left - 9, y - canvas.fonts.height(size) // 2 - 1), text, size, FAINT, "right")
 
 
 def y_label(canvas: Canvas, box: Box, text: str) -> None:
     """Write `text` upwards at the left of the panel."""
-    label = Canvas(canvas.fonts.width(text, 14) + 2, canvas.fonts.height(14) + 3, canvas.fonts)
-    label.write((1, 0), text, 14, FAINT)
+    fonts, size = canvas.fonts, canvas.style.label
+    label = Canvas(fonts.width(text, size) + 2, fonts.height(size) + 3, fonts, canvas.style)
+    label.write((1, 0), text, size, FAINT)
     upright = label.image.rotate(90, expand=True)
-    canvas.image.paste(upright, (8, (box.top + box.bottom - upright.height) // 2))
+    top = (box.top + box.bottom - upright.height) // 2
+    canvas.image.paste(upright, (box.left - canvas.style.left + 4, max(0, top)))
 
 
-def draw_scale(canvas: Canvas, box: Box, top: float, unit: float) -> None:
-    """Horizontal lines and ticks; numbers are told in `unit`s."""
-    step = nice_step(top / unit, 5)
-    for i in range(int(top / unit / step * (1 + 1e-9)) + 1):
-        y = box.bottom - 1 - round(i * step * unit / top * box.height)
+def draw_scale(canvas: Canvas, box: Box, top: float, unit: float, bottom: float = 0.0) -> None:
+    """Horizontal lines and ticks from `bottom` to `top`; numbers are told in `unit`s."""
+    most = max(2, box.height // (2 * canvas.style.label))
+    step = nice_step((top - bottom) / unit, most)
+    for i in range(int(np.ceil(bottom / unit / step * (1 - 1e-9))), int(top / unit / step * (1 + 1e-9)) + 1):
+        y = height_of(box, i * step * unit, top, bottom)
         if y >= box.top:
             canvas.draw.line((box.left, y, box.right - 1, y), fill=GRID)
             y_tick(canvas, box, y, f"{i * step:,.10g}")
+
+
+def height_of(box: Box, value: float, top: float, bottom: float = 0.0) -> int:
+    """The pixel row of a value on an axis from `bottom` to `top`."""
+    return box.bottom - 1 - round((value - bottom) / (top - bottom) * box.height)
 
 
 # --- areas -----------------------------------------------------------------------------------------------------

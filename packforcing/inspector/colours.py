@@ -22,6 +22,16 @@ COLOURS: dict[str, Colour] = {
 }
 # A mid block that is only stored, and one that the fewest layers attend; with more layers it turns to COLOURS["mid"].
 STORED, FAINTEST_MID = (62, 66, 78), (112, 84, 34)
+# Of a block's stages; Paul Tol's muted palette, so that none of them is taken for a partition.
+STAGE_COLOURS: dict[str, Colour] = {
+    "denoise": (136, 204, 238),
+    "clean_pass": (170, 68, 153),
+    "compression": (204, 102, 119),
+    "refresh": (221, 204, 119),
+    "decode": (68, 170, 153),
+    "wait": (238, 238, 238),
+}
+OTHER_STAGE = (128, 132, 140)
 # Of a story's prompts, under dark text; Paul Tol's light palette. Further prompts have the same colours, darker.
 PROMPTS: tuple[Colour, ...] = (
     (119, 170, 221),
@@ -54,6 +64,11 @@ def mid_colour(share: float) -> Colour:
         return STORED
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(FAINTEST_MID, COLOURS["mid"], strict=True))
     return red, green, blue
+
+
+def share_colour(share: float) -> Colour:
+    """The colour of a mid block that a layer chose in `share` of its chances. By its root: most shares are small."""
+    return mid_colour(max(0.0, share) ** 0.5)
 
 
 def prompt_colour(number: int) -> Colour:

@@ -168,3 +168,13 @@ def clock(record: CacheRecord, block: int) -> str:
     rest = f"{seconds:0{2 + 2 * (decimals > 0)}.{decimals}f}"
     hours, minutes = divmod(int(minutes), 60)
     return f"{hours}:{minutes:02}:{rest}" if hours else f"{minutes}:{rest}"
+
+
+def tokens_saved(record: CacheRecord) -> list[str]:
+    """How much smaller the context of the newest block is than a full cache, as phrases; none while it is not."""
+    if not record.blocks:
+        return []
+    last = {name: int(values[-1]) for name, values in token_counts(record).items()}
+    full = last.pop("full")
+    times = full / sum(last.values())
+    return [f"{times:.1f}x less than a full cache"] if times >= 1.05 else []

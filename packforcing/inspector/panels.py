@@ -1,4 +1,4 @@
-"""The picture's three panels: where blocks were, the tokens attended, and the bytes held."""
+"""The panels of what the cache held: where blocks were, the tokens attended, and the bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from ..byte_units import byte_unit
 from ..generate.record import PARTITIONS, CacheRecord
 from .canvas import Box, Canvas, bin_of_pixel, bins, draw_scale, draw_stack, edges, nice_step, y_label, y_tick
-from .colours import BACKGROUND, COLOURS, FAINT, FAINTEST_MID, FULL, PANEL, STORED
+from .colours import BACKGROUND, COLOURS, FAINTEST_MID, FULL, PANEL, STORED
 from .facts import attended_mids, layout_of, model_bytes_per_value, selected_by, token_counts
 
 FEWEST_BLOCKS = 12  # blocks that the axes show at least, so that the first block of a video is not one huge cell
@@ -72,13 +72,12 @@ def draw_partitions(canvas: Canvas, box: Box, record: CacheRecord) -> None:
         pixels[edges(blocks, box.height)[1:-1]] = PANEL
         pixels[:, edges(blocks, box.width)[1:-1]] = PANEL
     canvas.image.paste(Image.fromarray(np.ascontiguousarray(pixels[::-1])), (box.left, box.top))
-    step = max(1, int(nice_step(blocks, 8)))
+    step = max(1, int(nice_step(blocks, max(2, box.height // (2 * canvas.style.label)))))
     for block in range(0, blocks, step):
         y_tick(canvas, box, box.bottom - 1 - round((block + 0.5) * box.height / blocks), f"{block:,}")
     y_label(canvas, box, "history block")
     if not record.blocks:
-        middle = ((box.left + box.right) // 2, (box.top + box.bottom) // 2 - 10)
-        canvas.write(middle, "no block has been made yet", 17, FAINT, "centre")
+        canvas.say(box, "no block has been made yet")
 
 
 # --- tokens attended -------------------------------------------------------------------------------------------
@@ -95,7 +94,7 @@ def draw_tokens(canvas: Canvas, box: Box, record: CacheRecord) -> None:
     unit = 1000.0
     y_label(canvas, box, "thousand tokens")
     draw_scale(canvas, box, top, unit)
-    draw_stack(canvas, box, [(_pooled(record, counts[name], starts), COLOURS[name]) for name in names], blocks, top)
+    draw_stack(canvas, box, [(pooled(record, counts[name], starts), COLOURS[name]) for name in names], blocks, top)
     points = [
         (box.left + (block.block + 0.5) * box.width / blocks, box.bottom - 1 - full / top * box.height)
         for block, full in zip(record.blocks, counts["full"], strict=True)
@@ -143,7 +142,7 @@ def draw_bytes(canvas: Canvas, box: Box, record: CacheRecord) -> None:
     top = 1.15 * most
     y_label(canvas, box, name)
     draw_scale(canvas, box, top, unit)
-    draw_stack(canvas, box, [(_pooled(record, values[n], starts), COLOURS[n]) for n in PARTITIONS], blocks, top)
+    draw_stack(canvas, box, [(pooled(record, values[n], starts), COLOURS[n]) for n in PARTITIONS], blocks, top)
 
 
 def bytes_now(record: CacheRecord) -> str:
@@ -160,7 +159,7 @@ def bytes_now(record: CacheRecord) -> str:
     return text + f"; a full cache would hold {full / unit:,.1f} {name}"
 
 
-def _pooled(record: CacheRecord, values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+def pooled(record: CacheRecord, values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Mean of `values` [blocks made] over the made blocks in each bin; 0 where there is none.
 
     `starts` has the first block of each bin, and the end.

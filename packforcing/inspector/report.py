@@ -7,6 +7,7 @@ import numpy as np
 from ..byte_units import readable_bytes
 from ..config import MODELS
 from ..generate.record import STAGES, CacheRecord
+from .ages import choices
 from .facts import (
     attended_mids,
     bytes_per_value,
@@ -130,6 +131,11 @@ def _selections(record: CacheRecord) -> str:
     if facts.mean_stored_age is not None:
         age += f"; of all that were stored {facts.mean_stored_age:,.1f} blocks"
     back = f"{counted(facts.returns, 'time')} a layer took up a block again that it had left;"
+    above = choices(record).affinity
+    above = above[np.isfinite(above)]
+    if above.size:
+        text = f"chosen {above.mean():+.2f} standard deviations from the mean of all stored"
+        rows.append(("affinity", text))
     rows += [
         ("mean age", age),
         ("came back", f"{back} {facts.returned_blocks:,} of {counted(facts.seen_blocks, 'block')}"),

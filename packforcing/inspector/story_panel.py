@@ -6,16 +6,28 @@ from collections.abc import Iterable
 
 from ..generate.record import CacheRecord
 from ..lettering import Font, Fonts, fitted, readable, text_width
-from .canvas import Box, Canvas, bin_of, edges
+from .canvas import Box, Canvas, span
 from .colours import FAINT, PROMPT_TEXT, RETURN, Colour, prompt_colour
 from .facts import clock, counted
 from .returns import StretchBlocks, returns, runs, stretches
+from .style import Style
 
-TIMES, BARS, GAP = 17, 38, 5  # heights: the times, the prompts' bars, and the room below them
-BAND_HEIGHT = TIMES + BARS + GAP
-WORDS, LINE = 13, 16  # size of a bar's letters, and height of a line
+GAP = 5  # room below the prompts' bars
 STRIP_LEFT, STRIP_RIGHT = 6, 16  # of the strip beside the panel, from the panel's right edge
 SMALLEST_MARK = 7  # pixels
+
+
+def band_height(style: Style) -> int:
+    """Height of what stands above the panel: the times, the prompts' bars, and the room below them."""
+    return _line(style) + _bar_height(style) + GAP
+
+
+def _line(style: Style) -> int:
+    return style.words + 4
+
+
+def _bar_height(style: Style) -> int:
+    return style.prompt_lines * _line(style) + 6
 
 
 def story_fact(record: CacheRecord) -> str:
@@ -40,23 +52,23 @@ def draw_story(canvas: Canvas, box: Box, record: CacheRecord, blocks: int) -> No
     story = stretches(record)
     _draw_times(canvas, box, record, story, blocks)
     for stretch in story:
-        left, right = _span(stretch.blocks, blocks, box.width)
-        bar = Box(box.left + left, box.top - GAP - BARS, box.left + right, box.top - GAP)
+        left, right = span(stretch.blocks, blocks, box.width)
+        bar = Box(box.left + left, box.top - GAP - _bar_height(canvas.style), box.left + right, box.top - GAP)
         _draw_bar(canvas, bar, stretch)
-        low, high = _span(stretch.blocks, blocks, box.height)
+        low, high = span(stretch.blocks, blocks, box.height)
         strip = Box(box.right + STRIP_LEFT, box.bottom - high, box.right + STRIP_RIGHT, box.bottom - low)
         _fill(canvas, strip, prompt_colour(stretch.number))
     for found in returns(record):
-        across = _widened(_span(range(found.block, found.block + 1), blocks, box.width))
-        for up in _joined(_widened(_span(run, blocks, box.height)) for run in runs(found.taken)):
+        across = _widened(span(range(found.block, found.block + 1), blocks, box.width))
+        for up in _joined(_widened(span(run, blocks, box.height)) for run in runs(found.taken)):
             _frame(canvas, box, across, up)
 
 
-def bar_words(stretch: StretchBlocks, fonts: Fonts, width: int) -> tuple[list[str], Font]:
+def bar_words(stretch: StretchBlocks, fonts: Fonts, width: int, style: Style) -> tuple[list[str], Font]:
     """What stands in a bar that has room for `width` pixels, line by line, and its font."""
     number = f"{stretch.number + 1}"
-    text, font = readable(stretch.prompt, fonts, WORDS)
-    lines = fitted(text or f"prompt {number}", font, width, most_lines=BARS // LINE)
+    text, font = readable(stretch.prompt, fonts, style.words)
+    lines = fitted(text or f"prompt {number}", font, width, most_lines=style.prompt_lines)
     if not lines and text_width(number, font) <= width:
         lines = [number]
     return lines, font
@@ -64,22 +76,23 @@ def bar_words(stretch: StretchBlocks, fonts: Fonts, width: int) -> tuple[list[st
 
 def _draw_times(canvas: Canvas, box: Box, record: CacheRecord, story: list[StretchBlocks], blocks: int) -> None:
     """The times at which the stretches begin, but for those that have no room beside the one before."""
-    end = 0
+    end, words = 0, canvas.style.words
     for stretch in story:
-        x = box.left + _span(stretch.blocks, blocks, box.width)[0]
+        x = box.left + span(stretch.blocks, blocks, box.width)[0]
         text = clock(record, stretch.blocks.start)
-        width = canvas.fonts.width(text, WORDS)
+        width = canvas.fonts.width(text, words)
         if x >= end and x + width <= box.right:
-            canvas.write((x, box.top - BAND_HEIGHT), text, WORDS, FAINT)
+            canvas.write((x, box.top - band_height(canvas.style)), text, words, FAINT)
             end = x + width + 10
 
 
 def _draw_bar(canvas: Canvas, bar: Box, stretch: StretchBlocks) -> None:
     _fill(canvas, bar, prompt_colour(stretch.number))
-    lines, font = bar_words(stretch, canvas.fonts, bar.width - 9)
-    y = (bar.top + bar.bottom - LINE * len(lines)) // 2
-    for i, line in enumerate(lines):
-        canvas.draw.text((bar.left + 4, y + i * LINE), line, font=font, fill=PROMPT_TEXT)
+    lines, font = bar_words(stretch, canvas.fonts, bar.width - 9, canvas.style)
+    line = _line(canvas.style)
+    y = (bar.top + bar.bottom - line * len(lines)) // 2
+    for i, text in enumerate(lines):
+        canvas.draw.text((bar.left + 4, y + i * line), text, font=font, fill=PROMPT_TEXT)
 
 
 def _fill(canvas: Canvas, box: Box, colour: Colour) -> None:
@@ -88,16 +101,10 @@ def _fill(canvas: Canvas, box: Box, colour: Colour) -> None:
     canvas.draw.rectangle((box.left, box.top, max(box.left, right), box.bottom - 1), fill=colour)
 
 
-def _span(part: range, blocks: int, pixels: int) -> tuple[int, int]:
-    """First pixel of the blocks `part` on an axis of `blocks` blocks, and the one after their last."""
-    at = edges(blocks, pixels)
-    return int(at[bin_of(blocks, pixels, part.start)]), int(at[bin_of(blocks, pixels, part.stop - 1) + 1])
-
-
-def _widened(span: tuple[int, int]) -> tuple[int, int]:
+def _widened(pixels: tuple[int, int]) -> tuple[int, int]:
     """At least `SMALLEST_MARK` pixels around the same middle."""
-    more = max(0, SMALLEST_MARK - (span[1] - span[0]))
-    return span[0] - more // 2, span[1] + more - more // 2
+    more = max(0, SMALLEST_MARK - (pixels[1] - pixels[0]))
+    return pixels[0] - more // 2, pixels[1] + more - more // 2
 
 
 def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from packforcing.cache.selection import affinity, sampled_queries, scored_heads, token_sum, top_k
+from packforcing.cache.selection import affinity, sampled_queries, scored_choice, scored_heads, token_sum, top_k
 
 
 def double_sum(queries: Tensor, blocks: list[Tensor], scored: int) -> list[float]:
@@ -107,3 +107,10 @@ def test_the_chosen_are_in_chronological_order() -> None:
 def test_with_fewer_candidates_than_k_all_are_chosen() -> None:
     assert top_k(torch.tensor([2.0, 1.0]), 16).tolist() == [0, 1]
     assert top_k(torch.empty(0), 16).tolist() == []
+
+
+def test_the_choice_comes_with_its_scores_and_their_spread():
+    scores = torch.tensor([3.0, 9.0, 1.0, 7.0])
+    found = scored_choice(scores, 2).tolist()
+    assert found[:4] == [1, 3, 9.0, 7.0]
+    assert found[4:] == pytest.approx([10**0.5, 5.0])  # deviations from the mean 5: -2, 4, -4, 2

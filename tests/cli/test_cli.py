@@ -114,8 +114,26 @@ def test_generate_makes_a_video_a_report_and_a_picture(tmp_path: Path):
     record = json.loads(report.read_text())
     assert [block["block"] for block in record["blocks"]] == [0, 1]
     assert record["model"] == {"layers": 4, "dim": 256, "heads": 2}
+    assert str(tmp_path) not in report.read_text()
     with Image.open(picture) as image:
-        assert image.width == 1280
+        assert image.width == 1600
+
+
+def test_inspect_shows_a_record_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    report, pictures = tmp_path / "report.json", [tmp_path / name for name in ("picture.png", "again.png", "node.png")]
+    output = ["--output", str(tmp_path / "out.mp4"), "--report", str(report), "--picture", str(pictures[0])]
+    assert generate("--seconds", "1.5", "--top-k", "2", *output) == 0  # the last of six blocks has a choice
+    told = capsys.readouterr().out
+    record = json.loads(report.read_text())
+    scored = [all(block["affinity"]) and block["selected"][0] != [] for block in record["blocks"]]
+    assert scored == [False] * 5 + [True]
+    assert record["summary"]["ages"]["stored"] == [3 * 4, 2 * 4, 4]  # of the ages 2, 3 and 4, in four layers
+    assert sum(record["summary"]["ages"]["chosen"]) == (1 + 2 + 2) * 4
+    assert main(["inspect", str(report), "--picture", str(pictures[1]), "--overview", str(pictures[2])]) == 0
+    assert capsys.readouterr().out.strip() in told
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    with Image.open(pictures[2]) as image:
+        assert image.width == 800
 
 
 def test_generate_with_json_prints_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -186,6 +204,7 @@ MISTAKES = {
         ["generate", "--prompt", "a cat", "--seconds", "0.25", "--report", "no/such/folder/report.json"],
         "no/such/folder",
     ),
+    "no record": (["inspect", "gone.json"], "gone.json cannot be read as JSON"),
     "no compressor": (["generate", "--prompt", "a cat", "--compressor", "gone.safetensors"], "gone.safetensors does"),
     "seed": (["generate", "--prompt", "a cat", "--seed", "-1"], "The seed must lie between 0 and 2^64 - 1, but it is"),
     "steps": (["generate", "--prompt", "a cat", "--steps", "0"], "0"),

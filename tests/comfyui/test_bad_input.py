@@ -128,6 +128,17 @@ def with_starts(*starts: str) -> Callable[[Prompt], Node]:
     return build
 
 
+def with_json_name(name: str) -> Callable[[Prompt], Node]:
+    """A sampler with an inspector that saves under a name."""
+
+    def build(prompt: Prompt) -> Node:
+        made = prompt.sampler()
+        prompt.add("PackForcingCacheInspector", record=made[2], save_json=name)
+        return made
+
+    return build
+
+
 def with_a_start_for_two(prompt: Prompt) -> Node:
     clip = prompt.demo()[1]
     both = prompt.add("ConditioningCombine", conditioning_1=prompt.text(clip, "a"), conditioning_2=prompt.text(clip))
@@ -425,6 +436,12 @@ REFUSED = [
         with_starts("", "soon"),
         "PackForcingConditioningAt",
         "The start must be a time such as 0:20, 1:02:03 or 20, but it is 'soon'.",
+    ),
+    (
+        "a name outside the output folder",
+        with_json_name("../secret"),
+        "PackForcingCacheInspector",
+        "The name of a file in the output folder is like packforcing/cache, but it is '../secret': use letters",
     ),
     ("blend of 0 blocks", sampler(blend_blocks=0), SAMPLER, "blend_blocks"),
     ("unknown switch", sampler(prompt_switch="fade"), SAMPLER, "fade"),

@@ -196,7 +196,7 @@ def test_a_run_from_the_page_shows_report_picture_and_video(
     [told] = [output["text"] for output in outputs.values() if "text" in output]
     assert report.split() == told[0].split()
     pictures = page.wait_for_function(_PICTURES, timeout=20_000).json_value()
-    assert pictures["picture"] == 1280
+    assert pictures["picture"] == 800
     width, height = pictures["video"]
     assert width == joined * 96 + (joined - 1) * GAP
     assert (height == 64) == (joined == 1)  # else there is a band with labels

@@ -47,6 +47,7 @@ NODES = {
     "PackForcingConditioningAt",
     "PackForcingSideBySide",
 }
+INSPECTOR = "PackForcingCacheInspector"
 WORKFLOWS = ("quickstart", "memory", "wan2.1-1.3b")
 FIRST_BLOCK_WITH_MID = 3  # of the tiny video: block 0 is the sink, block 2 is recent, so block 1 is a mid block
 
@@ -148,6 +149,9 @@ def quickstart(server: Server) -> Quickstart:
         prompt = Prompt(workflow_to_prompt(workflow, info))
         sampler, demo = find(prompt, "PackForcingSampler"), find(prompt, "PackForcingDemoModels")
         saved = prompt.save_latent(sampler[0])
+        inspector = find(prompt, "PackForcingCacheInspector")
+        prompt.nodes[inspector.id]["inputs"]["save_json"] = "cache/run"
+        prompt.add("PackForcingCacheInspector", record=inspector[3], show="everything")
         decoded = prompt.add("VAEDecode", samples=sampler[0], vae=demo[2])
         pictures = prompt.add("SaveImage", images=decoded[0], filename_prefix="decoded")
         result = client.run(prompt.nodes).raise_for_status()
@@ -220,15 +224,26 @@ def coarse(frames: np.ndarray) -> np.ndarray:
 
 
 def test_the_inspector_shows_its_report_and_its_picture(quickstart: Quickstart, client: Client):
-    shown = quickstart.result.outputs[find(quickstart.prompt, "PackForcingCacheInspector").id]
+    first, second = [id for id, node in quickstart.prompt.nodes.items() if node["class_type"] == INSPECTOR]
+    shown = quickstart.result.outputs[first]
     [text] = shown["text"]
     assert text.startswith(f"PackForcing cache: {BLOCKS} blocks, {FRAMES} frames, 4.8 s at 16 fps")
     assert f"{WIDTH}x{HEIGHT}" in text
-    [picture] = shown["images"]
-    with Image.open(io.BytesIO(client.download(picture))) as image:
-        assert image.width == 1280
-        assert image.height > 400
-        assert len(image.getcolors(1 << 20)) > 10
+    assert text.endswith("saved in the output folder: cache/run_00001.json\n")
+    [file] = shown["files"]
+    assert file == {"filename": "run_00001.json", "subfolder": "cache", "type": "output"}
+    numbers = json.loads(client.download(file))
+    assert (numbers["format"], numbers["version"]) == ("packforcing-cache-record", 2)
+    assert numbers["summary"]["frames"] == FRAMES
+    assert numbers["prompts"][0]["prompt"] in STORY
+    again = quickstart.result.outputs[second]  # from the record that the first one passes on
+    assert again["text"] == [text.partition("\nsaved")[0]]
+    for output, width in ((shown, 800), (again, 1600)):
+        [picture] = output["images"]
+        with Image.open(io.BytesIO(client.download(picture))) as image:
+            assert image.width == width
+            assert image.height > 400
+            assert len(image.getcolors(1 << 20)) > 10
 
 
 # --- the same again --------------------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
@@ -18,6 +16,7 @@ from packforcing.inspector.facts import clock
 from packforcing.inspector.returns import StretchBlocks, runs
 from packforcing.inspector.story_panel import bar_words
 from packforcing.inspector.story_report import number_list
+from packforcing.inspector.style import FULL
 from packforcing.lettering import fitted, readable, shortened, text_width
 
 LAYERS, WHITE = 3, (255, 255, 255)
@@ -56,13 +55,11 @@ def make_record(blocks: int, starts: list[int], prompts: list[str], choose=None,
     return record
 
 
-def png(record: CacheRecord, width: int = 1280) -> bytes:
-    file = io.BytesIO()
-    picture(record, width).save(file, "PNG")
-    return file.getvalue()
+def pixels(record: CacheRecord, width: int = 1600) -> bytes:
+    return picture(record, width).tobytes()
 
 
-def panel(record: CacheRecord, last: int, width: int = 1280) -> tuple[int, int, int, int]:
+def panel(record: CacheRecord, last: int, width: int = 1600) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of the panel of partitions, whose axes end with block `last`."""
     left, _, _, bottom = cell_box(record, 0, 0, width)
     _, top, right, _ = cell_box(record, last, last, width)
@@ -72,16 +69,16 @@ def panel(record: CacheRecord, last: int, width: int = 1280) -> tuple[int, int, 
 # --- the picture ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("width", [640, 1280])
+@pytest.mark.parametrize("width", [640, 1600])
 def test_one_prompt_changes_nothing(width):
     without = make_record(40, [], [])
-    assert png(make_record(40, [0], [LONG]), width) == png(without, width)
-    assert png(make_record(40, [0, 40], ["a", "b"]), width) == png(without, width), "the second one has not begun"
-    assert png(make_record(40, [0, 39], ["a", "b"]), width) != png(without, width)
+    assert pixels(make_record(40, [0], [LONG]), width) == pixels(without, width)
+    assert pixels(make_record(40, [0, 40], ["a", "b"]), width) == pixels(without, width), "the second one has not begun"
+    assert pixels(make_record(40, [0, 39], ["a", "b"]), width) != pixels(without, width)
     assert report(make_record(40, [0], [LONG])) == report(without)
 
 
-@pytest.mark.parametrize("width", [640, 1280])
+@pytest.mark.parametrize("width", [640, 1600])
 @pytest.mark.parametrize("story", STORIES)
 def test_bars_and_strip_have_each_prompt_s_colour(story, width):
     starts, prompts, numbers = STORIES[story]
@@ -141,7 +138,7 @@ def test_the_legend_tells_of_frames_only_where_there_are_some():
         left, top, right, _ = panel(record, 23)
         return white(picture(record), (left, 80, right, top))
 
-    assert white_above(make_record(24, [0, 8, 16], ["a", "b", "a"])) == 2 * (14 + 13 - 4) * 2
+    assert white_above(make_record(24, [0, 8, 16], ["a", "b", "a"])) == 4 * (FULL.swatch - 2) * 2
     assert white_above(make_record(24, [0, 8, 16], ["a", "b", "c"])) == 0
     assert white_above(make_record(24, [0, 2, 16], ["a", "b", "a"])) == 0, "a is in the sink"
 
@@ -163,10 +160,10 @@ def test_frames_that_would_overlap_are_one():
     record = make_record(
         600, [0, 200, 400], ["a", "b", "a"], lambda block, _: [100, 103, 106] if block == 400 else None
     )
-    pixels = (np.array(picture(record).crop(panel(record, 599))) == WHITE).all(axis=2)
-    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+    white = (np.array(picture(record).crop(panel(record, 599))) == WHITE).all(axis=2)
+    rows, columns = np.flatnonzero(white.any(axis=1)), np.flatnonzero(white.any(axis=0))
     height, width = int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
-    assert pixels.sum() == height * width - (height - 4) * (width - 4)
+    assert white.sum() == height * width - (height - 4) * (width - 4)
 
 
 def test_hundreds_of_prompts_have_their_colours():
@@ -216,11 +213,11 @@ def test_words_are_shortened_only_where_they_must():
 
 def test_a_bar_without_words_has_a_number():
     fonts, stretch = Fonts(), StretchBlocks(range(3), "", 6)
-    assert bar_words(stretch, fonts, 200)[0] == ["prompt 7"]
-    assert bar_words(stretch, fonts, 12)[0] == ["7"]
-    assert bar_words(stretch, fonts, 2)[0] == []
-    assert bar_words(StretchBlocks(range(3), "rain", 1), fonts, 200)[0] == ["rain"]
-    assert bar_words(StretchBlocks(range(3), "rainbow", 1), fonts, 15)[0] == ["2"]
+    assert bar_words(stretch, fonts, 200, FULL)[0] == ["prompt 7"]
+    assert bar_words(stretch, fonts, 12, FULL)[0] == ["7"]
+    assert bar_words(stretch, fonts, 2, FULL)[0] == []
+    assert bar_words(StretchBlocks(range(3), "rain", 1), fonts, 200, FULL)[0] == ["rain"]
+    assert bar_words(StretchBlocks(range(3), "rainbow", 1), fonts, 15, FULL)[0] == ["2"]
 
 
 @pytest.mark.parametrize(

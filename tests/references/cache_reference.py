@@ -108,17 +108,18 @@ class Everything:
             return [m for i, m in enumerate(mid) for s in slots if i / len(mid) <= s / c.top_k < (i + 1) / len(mid)]
         if c.selection == "recency":
             return mid[max(0, len(mid) - c.top_k) :]
-        tokens = queries.shape[1]
+        score = {m: self.score(m, layer, queries) for m in mid}
+        return sorted(sorted(mid, key=lambda m: (score[m], m))[max(0, len(mid) - c.top_k) :])
+
+    def score(self, mid: int, layer: int, queries: Tensor) -> float:
+        """The affinity of a mid block: the literal double sum over queries and keys."""
+        c, tokens = self.layout.config, queries.shape[1]
         count = max(1, round(tokens * c.query_fraction))
         sampled = [n * tokens // count for n in range(count)]
-        scored = max(1, int(self.model.heads * c.head_fraction))
-        q = self.full_grid(0).still().turn(queries)[:, sampled, :scored]
-
-        def score(m: int) -> float:
-            k = self.compressed_grid(0).still().turn(self.blocks[m][layer].compressed_keys)[:, :, :scored]
-            return torch.einsum("bihd,bjhd->bhij", q, k).sum().item()
-
-        return sorted(sorted(mid, key=lambda m: (score(m), m))[max(0, len(mid) - c.top_k) :])
+        heads = max(1, int(self.model.heads * c.head_fraction))
+        q = self.full_grid(0).still().turn(queries)[:, sampled, :heads]
+        k = self.compressed_grid(0).still().turn(self.blocks[mid][layer].compressed_keys)[:, :, :heads]
+        return torch.einsum("bihd,bjhd->bhij", q, k).sum().item() / (len(q) * heads * q.shape[-1] ** 0.5)
 
     def places(self, block: int, chosen: list[int]) -> list[Place]:
         """Sinks, chosen mids, recent blocks and the current one, without gaps, from position 0 on.
