@@ -49,7 +49,7 @@ SENTENCES = (
     "a red circle moves to the left, then it starts to rain.",
     "the camera pans over a small blue lake; trees stand on a hill",
     "two yellow stars swing on an orange background, slowly and silently!",
-    "it's \"cold\" & windy <here>",
+    'it\'s "cold" & windy <here>',
 )
 
 
