@@ -28,7 +28,7 @@ from ..generate.story import (
 )
 from ..known_models import TINY
 from ..model.causal_wan import TextKV
-from .text import add_text_encoder_options, tell_cut, tell_work, text_encoder, text_file
+from .text import add_text_encoder_options, check_words, tell_cut, tell_work, text_encoder, text_file
 
 
 def add_prompt_options(command: argparse.ArgumentParser) -> None:
@@ -99,6 +99,8 @@ def prompts_of(options: argparse.Namespace, length: Length, device: torch.device
         timed = in_order("--at-embedding", options.text_embedding, options.at_embedding)
     else:
         timed = in_order("--at", options.prompt, options.at)
+    for prompt in timed:
+        check_words(prompt.prompt)
     check_switch(options.prompt_switch, options.blend_blocks)
     check_story_times(timed, length.fps, length.block_frames, length.blocks)
     encode: Callable[[], list[Tensor]]

@@ -57,6 +57,16 @@ def tell_cut(encoder: TextEncoder, words: Sequence[str]) -> None:
         )
 
 
+def check_words(prompt: str) -> None:
+    """Raises PackForcingError for bytes that are no text: Python keeps those of an argument as surrogates."""
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PackForcingError(
+            f"The prompt {shown(prompt)} is no text in UTF-8: set the terminal to UTF-8, or write a --story file."
+        ) from error
+
+
 def text_file(path: str, what: str) -> str:
     """The text of a file. Raises PackForcingError when there is none; `what` says what it should be."""
     try:

@@ -169,6 +169,9 @@ FILES = {
     "empty.txt": b"\n# nothing\n",
     "words.txt": b"0:00 a cat\nthen it rains\n",
     "late.txt": b"0:00 a cat\n0:05 it rains\n",
+    "latin.txt": "0:00 caf\u00e9\n".encode("latin-1"),
+    "wide.txt": "0:00 a cat\n".encode("utf-16"),
+    "long.txt": b"".join(b"%d a cat\n" % second for second in range(5_000)),
     "image.txt": b"\x89PNG\xff\xfe\x00",
 }
 A = ["--prompt", "a cat"]
@@ -186,6 +189,13 @@ MISTAKES = {
     ),
     "no encoder": ([*REAL, *A, "--text-encoder", "gone.pt"], "gone.pt does not exist"),
     "no encoder's folder": ([*REAL, *A, "--text-encoder", "."], "The folder . has no weights of a text encoder"),
+    "bytes that are no text": (["--prompt", "caf\udce9"], "The prompt 'caf\\udce9' is no text in UTF-8"),
+    "an old encoding": (
+        ["--story", "latin.txt"],
+        "The story latin.txt is no text file: save it as plain",
+    ),
+    "Windows's Unicode": (["--story", "wide.txt"], "The story wide.txt is no text file"),
+    "a story of 5,000 lines": (["--story", "long.txt"], "The prompt at 0:02, 'a cat', has no block of its own"),
     "an empty prompt": (["--prompt", " "], "--prompt ' ' has no words: say what the video shows"),
     "files for the tiny model": (["--at-embedding", "0", "b.pt"], "The tiny model brings its own VAE and text encoder"),
     "no story": (["--story", "gone.txt"], "The story gone.txt cannot be read (No such file or directory)"),
