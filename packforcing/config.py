@@ -11,6 +11,7 @@ from math import ceil
 from .checks import check_number, check_whole
 from .errors import PackForcingError
 from .known_models import MODELS as MODELS
+from .known_models import TEXT_TOKENS as TEXT_TOKENS
 from .known_models import VAE_DIMS as VAE_DIMS
 from .known_models import ModelShape as ModelShape
 
@@ -19,7 +20,6 @@ VAE_TIME_STRIDE = 4  # video frames a latent frame (the first latent frame of a 
 VAE_SPACE_STRIDE = 8  # pixels a latent row or column
 PATCH = 2  # latent rows or columns a token (Wan's patch is 1x2x2)
 PIXELS_PER_TOKEN = VAE_SPACE_STRIDE * PATCH  # 16
-TEXT_TOKENS = 512  # Wan pads every prompt to as many
 COMPRESSED_SPACE_STRIDE = 4  # full-resolution tokens a compressed token, in each space axis
 
 LARGEST_SIDE = 16_384  # pixels; the same for everybody who sets a size

@@ -22,6 +22,7 @@ ENTRY = ("__init__", "__main__")  # of packforcing/ itself: they belong to no ro
 ROOMS = (
     GROUND,
     "files",
+    "text",
     "cache",
     "model",
     "generate",

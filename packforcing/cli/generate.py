@@ -102,11 +102,11 @@ def requested(options: argparse.Namespace) -> Request:
     size = FrameSize(options.width or usual.width, options.height or usual.height)
     config = cache_config(options)
     length = Length(options.seconds, options.fps, config.block_frames)
-    prompts = prompts_of(options, length)
     sampling = sampling_of(options)
     if not options.vae and options.model != TINY:
         raise PackForcingError("A video file needs the Wan 2.1 VAE: give --vae FILE.")
     device = usable_device(options.device)
+    prompts = prompts_of(options, length, device)
     check_speed(device, options.linear_dtype, options.compile)
     check_folder(options.report, "report")
     check_folder(options.picture, "picture")
@@ -149,7 +149,7 @@ def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[Causal
 
 def prepared(options: argparse.Namespace, request: Request) -> LongVideo:
     """Loads the models and prepares them for the video. Raises PackForcingError when it does not fit the device."""
-    contexts = request.prompts.contexts()  # first: a mistake in a small file is told before large ones are read
+    contexts = request.prompts.encode()  # first: what encodes them is then gone before the transformer is loaded
     wan, vae = load_models(options, request.dtype)
     layout, device = request.layout, request.device
     compressor = request.compressor.build(layout.config.block_frames, wan.shape.dim, options.device)

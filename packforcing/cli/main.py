@@ -1,4 +1,4 @@
-"""The command line: python -m packforcing plan | generate | inspect | bench | evaluate | train."""
+"""The command line: python -m packforcing plan | generate | encode | inspect | bench | evaluate | train."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import torch
 
 from ..errors import PackForcingError
-from . import generate, inspect, measure, plan, train
+from . import encode, generate, inspect, measure, plan, train
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,6 +17,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(dest="command", required=True)
     plan.add_command(commands)
     generate.add_command(commands)
+    encode.add_command(commands)
     inspect.add_command(commands)
     measure.add_commands(commands)
     train.add_command(commands)

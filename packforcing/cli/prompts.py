@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from ..checks import shown
 from ..config import Length
 from ..demo.text import encode_prompt
 from ..errors import PackForcingError
-from ..files.weights import read_state_dict
+from ..files.encoded_prompts import read_prompt
 from ..generate.story import (
     SWITCHES,
     Story,
@@ -26,16 +27,17 @@ from ..generate.story import (
     timed_prompt,
 )
 from ..known_models import TINY
-from ..model.causal_wan import TextKV, padded_prompt
+from ..model.causal_wan import TextKV
+from .text import add_text_encoder_options, check_words, tell_cut, tell_work, text_encoder, text_file
 
 
 def add_prompt_options(command: argparse.ArgumentParser) -> None:
-    """One prompt or several, and what happens where they change."""
-    command.add_argument("--prompt", help="for --model tiny")
+    """One prompt or several, what encodes them, and what happens where they change."""
+    command.add_argument("--prompt", help="what the video shows; a real model needs --text-encoder, too")
     command.add_argument(
         "--text-embedding",
         metavar="FILE",
-        help="a safetensors file with one tensor [1, L, 4096]: the prompt, encoded by UMT5-XXL; L may be less than 512",
+        help="a file of one encoded prompt [L, 4096], or FILE:NAME for one of several, as `encode` writes them",
     )
     command.add_argument(
         "--story", metavar="FILE", help="a text file with a line '0:20 it starts to rain' for each prompt, instead"
@@ -56,6 +58,7 @@ def add_prompt_options(command: argparse.ArgumentParser) -> None:
         metavar=("TIME", "FILE"),
         help="likewise, with a file as for --text-embedding",
     )
+    add_text_encoder_options(command)
     command.add_argument(
         "--prompt-switch", default="keep", choices=SWITCHES, help="what happens to the history where the prompt changes"
     )
@@ -66,46 +69,62 @@ def add_prompt_options(command: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The checked options. Of an encoded prompt, `TimedPrompt.prompt` is the file."""
+    """The checked options."""
 
-    timed: tuple[TimedPrompt, ...]
-    encoded: bool
+    timed: tuple[TimedPrompt, ...]  # with the words, or "" where a file of an encoded prompt does not tell them
+    encode: Callable[[], list[Tensor]]  # the prompts, encoded [1, L, 4096]
     switch: str
     blend_blocks: int
 
     @property
     def comment(self) -> str:
-        """The words for the video's file: the prompt, or the story's text; "" for encoded ones."""
-        if self.encoded:
+        """The words for the video's file: the prompt, or the story's text; "" where some words are not known."""
+        if not all(prompt.prompt for prompt in self.timed):
             return ""
         return self.timed[0].prompt if len(self.timed) == 1 else story_text(self.timed)
 
-    def contexts(self) -> list[Tensor]:
-        """The encoded prompts [1, L, 4096]. Raises PackForcingError for a file that holds none."""
-        if self.encoded:
-            return [padded_prompt(only_tensor(prompt.prompt)) for prompt in self.timed]
-        return [encode_prompt(prompt.prompt) for prompt in self.timed]
-
     def story(self, contexts: list[Tensor], embed: Callable[[Tensor], TextKV], length: Length) -> Story:
         """The story, once there is a model to embed the encoded prompts."""
-        named = [TimedPrompt(prompt.seconds, "") if self.encoded else prompt for prompt in self.timed]
         texts = [embed(context) for context in contexts]
-        return story_of(named, texts, length.fps, length.block_frames, self.switch, self.blend_blocks)
+        return story_of(self.timed, texts, length.fps, length.block_frames, self.switch, self.blend_blocks)
 
 
-def prompts_of(options: argparse.Namespace, length: Length) -> Prompts:
+def prompts_of(options: argparse.Namespace, length: Length, device: torch.device) -> Prompts:
     """What the options say. Raises PackForcingError when that is nothing, too much, or does not fit the video."""
     check_sources(options)
     encoded = options.text_embedding is not None or bool(options.at_embedding)
     if options.story is not None:
-        timed = parse_story(story_file(options.story))
+        timed = parse_story(text_file(options.story, "story"))
     elif encoded:
         timed = in_order("--at-embedding", options.text_embedding, options.at_embedding)
     else:
         timed = in_order("--at", options.prompt, options.at)
+    for prompt in timed:
+        check_words(prompt.prompt)
     check_switch(options.prompt_switch, options.blend_blocks)
     check_story_times(timed, length.fps, length.block_frames, length.blocks)
-    return Prompts(tuple(timed), encoded, options.prompt_switch, options.blend_blocks)
+    encode: Callable[[], list[Tensor]]
+    if encoded:
+        files = [read_prompt(prompt.prompt) for prompt in timed]
+        timed = [TimedPrompt(prompt.seconds, file.words) for prompt, file in zip(timed, files, strict=True)]
+        encode = partial(list, [file.context[None] for file in files])
+    else:
+        encode = encoder_of(options, [prompt.prompt for prompt in timed], device)
+    return Prompts(tuple(timed), encode, options.prompt_switch, options.blend_blocks)
+
+
+def encoder_of(options: argparse.Namespace, words: list[str], device: torch.device) -> Callable[[], list[Tensor]]:
+    """What encodes the prompts: the demo's encoder, or the opened one that the options name."""
+    if options.model == TINY:
+        return lambda: [encode_prompt(prompt) for prompt in words]
+    encoder = text_encoder(options, device)
+    tell_cut(encoder, words)
+
+    def encode() -> list[Tensor]:
+        tell_work(encoder, len(words))
+        return [context[None] for context in encoder.encode(words)]
+
+    return encode
 
 
 def check_sources(options: argparse.Namespace) -> None:
@@ -117,23 +136,29 @@ def check_sources(options: argparse.Namespace) -> None:
     given = [names[0] for names in ways if names]
     if not given:
         raise PackForcingError(
-            "Nothing says what the video shows: give --prompt TEXT or --story FILE for the tiny model, and "
-            "--text-embedding FILE for a real one."
+            "Nothing says what the video shows: give --prompt TEXT or --story FILE, and for a real model its "
+            "--text-encoder, or --text-embedding FILE instead."
         )
     if len(given) > 1:
         raise PackForcingError(
             f"The prompts must come in one way, but both --{given[0]} and --{given[1]} are there: leave one out."
         )
-    if options.model == TINY and (options.vae or files):
+    if options.model == TINY and (options.vae or files or options.text_encoder):
         raise PackForcingError(
-            "The tiny model brings its own VAE and text encoder: leave --vae, --text-embedding and --at-embedding out, "
-            "and give --prompt, --at or --story."
+            "The tiny model brings its own VAE and text encoder: leave --vae, --text-encoder, --text-embedding and "
+            "--at-embedding out, and give --prompt, --at or --story."
         )
-    if options.model != TINY and (story or words):
+    if options.model != TINY and (story or words) and not options.text_encoder:
         raise PackForcingError(
-            "A real model needs a prompt encoded by UMT5-XXL, and the command line has no UMT5: give "
-            "--text-embedding FILE, or generate in ComfyUI."
+            "A real model needs a prompt encoded by UMT5-XXL: give its file or folder as --text-encoder PATH, or an "
+            "encoded prompt as --text-embedding FILE."
         )
+    if files and options.text_encoder:
+        raise PackForcingError(
+            f"The prompts of --{files[0]} are encoded already: leave --text-encoder out, or give --prompt instead."
+        )
+    if options.prompt is not None and not options.prompt.strip():
+        raise PackForcingError(f"--prompt {shown(options.prompt)} has no words: say what the video shows.")
 
 
 def in_order(option: str, first: str | None, later: list[list[str]]) -> list[TimedPrompt]:
@@ -142,26 +167,3 @@ def in_order(option: str, first: str | None, later: list[list[str]]) -> list[Tim
     for time, prompt in later:
         timed.append(timed_prompt(time, prompt, timed, f"{option} {time} {shown(prompt)}"))
     return timed
-
-
-def story_file(path: str) -> str:
-    """The text of a story's file. Raises PackForcingError when there is none."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PackForcingError(f"The story {path} is no text file: save it as plain text in UTF-8.") from error
-    except OSError as error:
-        raise PackForcingError(f"The story {path} cannot be read ({error.strerror}): give a text file.") from error
-
-
-def only_tensor(path: str) -> Tensor:
-    """The one tensor of a file. Raises PackForcingError when there are more, or none."""
-    tensors, _ = read_state_dict(path)
-    if len(tensors) != 1:
-        raise PackForcingError(f"{path} must hold one tensor, the encoded prompt [1, L, 4096], but has {len(tensors)}.")
-    tensor: Tensor = next(iter(tensors.values()))
-    if tensor.ndim != 3 or len(tensor) != 1:
-        raise PackForcingError(
-            f"{path} must hold an encoded prompt [1, L, 4096], but its tensor has the shape {list(tensor.shape)}."
-        )
-    return tensor

@@ -20,9 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 from ..cache.cache import Cache
 from ..cache.rope import EAGER_ROTARY, compiled_rotary
-from ..config import PATCH, TEXT_TOKENS, ModelShape
+from ..config import PATCH, ModelShape
 from ..devices import to_device
 from ..errors import PackForcingError
+from ..known_models import text_len_of
 from .attention import Attention, fast_attention
 from .wan_protocol import BlockModules, as_wan
 
@@ -131,14 +132,6 @@ class LayerParts:
         return LayerParts(compiled(self.project), compiled(self.after_attention), compiled(self.after_prompt))
 
 
-def padded_prompt(context: Tensor) -> Tensor:
-    """An encoded prompt [B, L, width] with zeros up to 512 tokens, as Wan 2.1 was trained. A longer one stays as it is.
-
-    The zeros are attended like words, so a prompt without them makes another video.
-    """
-    return F.pad(context, (0, 0, 0, max(0, TEXT_TOKENS - context.shape[-2])))
-
-
 class CausalWan:
     """A Wan transformer run block by block over a `Cache`.
 
@@ -149,6 +142,7 @@ class CausalWan:
         device: where they are computed.
         compiled: whether what a layer does between its attentions, and the rotations of a cache that takes `turns`, are
             compiled, which takes a minute at first.
+        text_len: tokens to which prompts are padded; None: as its shape says (`known_models.text_len_of`).
     """
 
     def __init__(
@@ -158,6 +152,7 @@ class CausalWan:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         compiled: bool = False,
+        text_len: int | None = None,
     ) -> None:
         self.modules = as_wan(modules)
         self.attention = attention
@@ -166,6 +161,7 @@ class CausalWan:
         self.heads = self.modules.blocks[0].self_attn.num_heads
         self._parts = LayerParts().compiled() if compiled else LayerParts()
         self.rotary = compiled_rotary() if compiled else EAGER_ROTARY  # for its caches
+        self.text_len = text_len_of(self.shape) if text_len is None else text_len
         # In training: keep only the layers' inputs for the backward pass of `denoise`, and compute the rest again.
         # Nothing may be written into the cache in between.
         self.recompute = False
@@ -184,8 +180,15 @@ class CausalWan:
         grid = embed(latents.to(self.device, native)).to(self.dtype)
         return rearrange(grid, "b d t h w -> b (t h w) d")
 
+    def padded(self, context: Tensor) -> Tensor:
+        """Text embeddings [B, L, 4096] with zeros up to the length that the model was trained with.
+
+        A longer one stays as it is, as in ComfyUI's own sampler: there, prompts can be joined.
+        """
+        return F.pad(context, (0, 0, 0, max(0, self.text_len - context.shape[-2])))
+
     def embed_text(self, context: Tensor) -> TextKV:
-        """Text embeddings [B, L, 4096] -> their keys and values at each layer.
+        """Text embeddings [B, L, 4096], padded where they should be -> their keys and values at each layer.
 
         Raises PackForcingError when they are not as wide as the model expects.
         """
@@ -200,7 +203,7 @@ class CausalWan:
                 f"The prompt was encoded {context.shape[-1]} wide, but the model takes text embeddings {width} wide: "
                 "encode it with the model's own text encoder (UMT5-XXL for Wan 2.1)."
             )
-        hidden = self.modules.text_embedding(context.to(self.device, self.dtype))
+        hidden = self.modules.text_embedding(self.padded(context).to(self.device, self.dtype))
         layers = []
         for block in self.modules.blocks:
             keys = block.cross_attn.norm_k(block.cross_attn.k(hidden))

@@ -32,6 +32,7 @@ from ..config import LATENT_CHANNELS, Layout
 from ..demo.text import encode_prompt
 from ..errors import PackForcingError
 from ..files.compressor_file import load_compressor
+from ..files.encoded_prompts import read_prompt
 from ..model.compressor import HRBranch, hr_branch
 from ..world.scenes import sample_scene
 from . import base_command, compressor, models
@@ -132,7 +133,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--compressor", help="a compressor's file to begin with; default: HR begins at zero")
     parser.add_argument("--channels", help="hidden channels of a new HR branch; default: 32,128,512,2048")
-    parser.add_argument("--empty-prompt", help="safetensors file with the encoded negative prompt; the demo makes it")
+    parser.add_argument("--empty-prompt", help="the encoded negative prompt, FILE or FILE:NAME; the demo makes it")
     parser.add_argument("--critic-rate", type=float, default=ForcingOptions.critic_rate, help="learning rate")
     parser.add_argument("--critic-turns", type=int, default=ForcingOptions.critic_turns, help="a generator's turn")
     parser.add_argument("--guidance", type=float, default=ForcingOptions.guidance, help="of the teacher; 1 is off")
@@ -228,7 +229,7 @@ def prompt_source(options: argparse.Namespace) -> Callable[[int], Tensor]:
 def empty_prompt(options: argparse.Namespace) -> Tensor:
     """The encoded prompt [L, 4096] that guidance leads away from."""
     if options.empty_prompt:
-        return models.encoded_prompts(options.empty_prompt)[0].float()
+        return read_prompt(options.empty_prompt).context.float()
     if options.prompts and options.guidance != 1:
         raise PackForcingError(
             "Guidance leads away from a negative prompt: give --empty-prompt FILE (safetensors, encoded like "

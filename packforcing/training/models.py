@@ -14,6 +14,7 @@ from ..config import CacheConfig, FrameSize, Layout
 from ..demo.models import demo_transformer, demo_vae
 from ..devices import fast_dtype
 from ..errors import PackForcingError
+from ..files.encoded_prompts import read_prompts
 from ..files.weights import read_state_dict
 from ..generate.long_video import Sampling
 from ..generate.schedule import UPDATES
@@ -36,7 +37,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", default="demo", help="a causal Wan checkpoint's file, demo, or random:NAME to measure costs"
     )
     parser.add_argument("--vae", help="the Wan 2.1 VAE's file; the demo has its own")
-    parser.add_argument("--prompts", help="safetensors file of encoded prompts [L, 4096]; the demo makes its own")
+    parser.add_argument(
+        "--prompts", help="a file of encoded prompts [L, 4096], as `encode` writes it; the demo makes its own"
+    )
     parser.add_argument("--width", type=int, help="pixels; default: 832, and 128 for the demo")
     parser.add_argument("--height", type=int, help="pixels; default: 480, and 128 for the demo")
     parser.add_argument("--block", type=int, default=4, help="latent frames a block: a property of the checkpoint")
@@ -94,8 +97,8 @@ def load_training_models(options: argparse.Namespace, device: torch.device, trai
     demo = options.model in ("demo", f"{RANDOM}{TINY}")
     if not options.model.startswith(RANDOM) and not demo and not (options.vae and options.prompts):
         raise PackForcingError(
-            "A real model needs its VAE and encoded prompts: give --vae FILE and --prompts FILE (safetensors, one "
-            "tensor [L, 4096] a prompt, encoded by UMT5-XXL)."
+            "A real model needs its VAE and encoded prompts: give --vae FILE and --prompts FILE, which "
+            "'python -m packforcing encode' makes of a text file."
         )
     usual = KNOWN_MODELS[TINY if demo else REAL]
     size = FrameSize(options.width or usual.width, options.height or usual.height)
@@ -114,13 +117,5 @@ def load_training_models(options: argparse.Namespace, device: torch.device, trai
 
 
 def encoded_prompts(path: str) -> list[Tensor]:
-    """The encoded prompts [L, 4096] of a file. Raises PackForcingError when it holds anything else."""
-    tensors, _ = read_state_dict(path)
-    contexts = [tensor.reshape(-1, tensor.shape[-1]) for _, tensor in sorted(tensors.items()) if tensor.ndim >= 2]
-    widths = sorted({tensor.shape[-1] for tensor in contexts})
-    if len(contexts) != len(tensors) or len(widths) != 1:
-        raise PackForcingError(
-            f"{path} must hold encoded prompts [L, 4096] and nothing else, but it has {len(tensors)} tensors, of the "
-            f"widths {widths}."
-        )
-    return contexts
+    """The encoded prompts [L, 4096] of a file, in the order of their names. Raises what `read_prompts` raises."""
+    return [prompt.context for prompt in read_prompts(path).values()]

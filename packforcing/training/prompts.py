@@ -1,9 +1,10 @@
-"""Prompts of a batch, each of its own length: none is padded, so the model sees in training what it sees later."""
+"""Prompts of a batch, each as long as it is when it stands alone: so the model sees in training what it sees later."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -17,13 +18,16 @@ from ..model.causal_wan import CausalWan, Text, TextKV
 class Prompts:
     """The captions of B samples, block by block; each caption is encoded once."""
 
-    context: Tensor  # [1, L, 4096], all captions one after another
-    spans: tuple[tuple[slice, ...], ...]  # [blocks][B]: where each sample's caption lies
+    contexts: tuple[Tensor, ...]  # [1, L, 4096] each
+    numbers: tuple[tuple[int, ...], ...]  # [blocks][B]: which of them is each sample's caption
 
     def texts(self, wan: CausalWan) -> list[Text]:
-        """The prompts of each block."""
-        whole = wan.embed_text(self.context)
-        return [SampleTexts(tuple(part(whole, span) for span in block)) for block in self.spans]
+        """The prompts of each block. All go through the model's text layers at once, one after another."""
+        padded = [wan.padded(context) for context in self.contexts]
+        whole = wan.embed_text(torch.cat(padded, dim=1))
+        ends = list(accumulate(context.shape[1] for context in padded))
+        texts = [part(whole, slice(start, end)) for start, end in zip([0, *ends], ends, strict=False)]
+        return [SampleTexts(tuple(texts[number] for number in block)) for block in self.numbers]
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,6 @@ def encoded(captions: Sequence[Sequence[str]], device: torch.device | str = "cpu
     blocks = max(len(each) for each in captions)
     rows = [each if len(each) == blocks else blocks * tuple(each) for each in captions]
     unique = list(dict.fromkeys(caption for row in rows for caption in row))
-    contexts = [encode_prompt(caption) for caption in unique]
-    spans, end = {}, 0
-    for caption, context in zip(unique, contexts, strict=True):
-        spans[caption] = slice(end, end := end + context.shape[1])
-    by_block = tuple(tuple(spans[caption] for caption in block) for block in zip(*rows, strict=True))
-    return Prompts(torch.cat(contexts, dim=1).to(device), by_block)
+    contexts = tuple(encode_prompt(caption).to(device) for caption in unique)
+    by_block = tuple(tuple(unique.index(caption) for caption in block) for block in zip(*rows, strict=True))
+    return Prompts(contexts, by_block)

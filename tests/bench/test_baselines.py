@@ -37,7 +37,7 @@ BLOCKS = 8  # the cache is full from block 4 on, and chooses from block 5 on
 
 @pytest.fixture
 def wan() -> CausalWan:
-    return CausalWan(build_wan_modules(SMALL, random_state_dict(SMALL, seed=1)).double(), dtype=F64)
+    return CausalWan(build_wan_modules(SMALL, random_state_dict(SMALL, seed=1)).double(), dtype=F64, text_len=0)
 
 
 @pytest.fixture

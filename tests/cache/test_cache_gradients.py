@@ -25,7 +25,7 @@ def parts(seed: int = 0) -> tuple[CausalWan, list[Tensor], list[Tensor], Tensor,
     modules = build_wan_modules(
         SIZES, {k: v.double() for k, v in random_state_dict(SIZES, seed).items()}
     ).requires_grad_(True)
-    wan = CausalWan(modules, dtype=torch.float64)
+    wan = CausalWan(modules, dtype=torch.float64, text_len=0)
     g = torch.Generator().manual_seed(seed)
     blocks = [torch.randn(1, 16, 2, 8, 8, generator=g, dtype=torch.float64) for _ in range(BLOCKS)]
     compressed = [torch.randn(1, 1, SIZES.dim, generator=g, dtype=torch.float64) for _ in range(BLOCKS)]

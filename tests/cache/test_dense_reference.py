@@ -89,7 +89,7 @@ def block_causal(frames: int) -> Tensor:
 def test_clean_blocks_are_one_block_causal_pass(monkeypatch, model, text, frames, kept):
     """Outputs at t = 0, and the keys and values of each layer."""
     clean, _ = sequences(frames)
-    wan = CausalWan(model)
+    wan = CausalWan(model, text_len=0)
     cache, prompt, outputs = whole_cache(wan, frames, *kept), wan.embed_text(text), []
     for block, x0 in enumerate(clean.split(frames, dim=2)):
         cache.begin(block)
@@ -140,7 +140,7 @@ def noisy_blocks(wan: CausalWan, cache: Cache, prompt: TextKV, compressed: Tenso
 @pytest.mark.parametrize("frames", [1, 3, 4])
 @pytest.mark.parametrize("kept", EVERYTHING_KEPT.values(), ids=EVERYTHING_KEPT)
 def test_noisy_blocks_over_a_clean_past_are_one_teacher_forcing_pass(monkeypatch, model, text, frames, kept):
-    wan = CausalWan(model)
+    wan = CausalWan(model, text_len=0)
     cache = whole_cache(wan, frames, *kept)
     outputs = noisy_blocks(wan, cache, wan.embed_text(text))
     expected, layers = teacher_forcing(monkeypatch, model, text, frames)
@@ -154,7 +154,7 @@ def test_noisy_blocks_over_a_clean_past_are_one_teacher_forcing_pass(monkeypatch
 @pytest.mark.parametrize("kept", [(0, 4), (2, 2)], ids=["recent", "both"])
 def test_a_compressed_form_beside_the_clean_pass_changes_nothing_at_full_resolution(monkeypatch, model, text, kept):
     """Compressed tokens are made from the first block on, and none of them is attended while nothing has aged."""
-    wan = CausalWan(model)
+    wan = CausalWan(model, text_len=0)
     cache = whole_cache(wan, 3, *kept, top_k=2)
     compressed = 5 * seeded(2, cache.layout.compressed_tokens_per_block, DIM, seed=5)
     outputs = noisy_blocks(wan, cache, wan.embed_text(text), compressed)
@@ -168,7 +168,7 @@ def test_a_compressed_form_beside_the_clean_pass_changes_nothing_at_full_resolut
 
 def test_the_past_matters(model, text):
     """So that the comparisons above could fail: without its history a block comes out differently."""
-    wan = CausalWan(model)
+    wan = CausalWan(model, text_len=0)
     with_past = noisy_blocks(wan, whole_cache(wan, 3, 0, 4), wan.embed_text(text))[:, :, -3:]
     alone = noisy_blocks(wan, whole_cache(wan, 3, 0, 0), wan.embed_text(text))[:, :, -3:]
     assert (with_past - alone).abs().max() > 0.05 * alone.abs().max()
@@ -234,7 +234,7 @@ def run_both(method: Method, made: int = MADE, **config: str) -> tuple[Cache, Ex
     """
     state = float64_state()
     text = seeded(2, TEXT_LENGTH, TEXT_DIM, seed=2).double()
-    wan = CausalWan(build_wan_modules(SIZES, state), dtype=torch.float64)
+    wan = CausalWan(build_wan_modules(SIZES, state), dtype=torch.float64, text_len=0)
     cache = Cache(layout_of(method, **config), wan.shape, dtype=torch.float64, batch=2)
     prompt = wan.embed_text(text)
     reference = ExplicitWan(state, method, text)

@@ -190,7 +190,7 @@ MISTAKES = {
     ),
     "prompt for a real model": (
         ["generate", "--model", "gone.pt", "--prompt", "a cat", "--vae", "gone.safetensors"],
-        "give --text-embedding FILE, or generate in ComfyUI",
+        "give its file or folder as --text-encoder PATH",
     ),
     "embedding for the tiny model": (
         ["generate", "--text-embedding", "gone.safetensors"],

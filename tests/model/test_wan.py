@@ -10,9 +10,11 @@ from wan_reference import DIM, FFN_DIM, HEADS, TEXT_DIM, TEXT_LENGTH, assert_clo
 from packforcing.cache.cache import Cache
 from packforcing.config import CacheConfig, FrameSize, Layout, ModelShape
 from packforcing.errors import PackForcingError
-from packforcing.model.attention import sdpa
+from packforcing.known_models import SIZES as KNOWN_SIZES
+from packforcing.known_models import text_len_of
+from packforcing.model.attention import Attention, fast_attention, sdpa
 from packforcing.model.causal_wan import CausalWan
-from packforcing.model.wan_modules import WanSizes, build_wan_modules, random_state_dict
+from packforcing.model.wan_modules import WanModules, WanSizes, build_wan_modules, random_state_dict
 from packforcing.model.wan_protocol import as_wan
 
 SIZES = WanSizes(dim=DIM, ffn_dim=FFN_DIM, layers=3, heads=HEADS, text_dim=TEXT_DIM)
@@ -40,6 +42,11 @@ def layout(frames: int, width: int, height: int, **config: int) -> Layout:
     return Layout(CacheConfig(block_frames=frames, **config), FrameSize(width, height), temporal_stride=1)
 
 
+def unpadded(modules: nn.Module, attention: Attention = fast_attention) -> CausalWan:
+    """A Wan that takes prompts as they are, as ComfyUI's model does."""
+    return CausalWan(modules, attention, text_len=0)
+
+
 def first_block(wan: CausalWan, x: Tensor, sigma: float, text: Tensor) -> Tensor:
     batch, _, frames, height, width = x.shape
     cache = Cache(layout(frames, 8 * width, 8 * height), wan.shape, dtype=wan.dtype, batch=batch)
@@ -55,19 +62,42 @@ def first_block(wan: CausalWan, x: Tensor, sigma: float, text: Tensor) -> Tensor
 def test_a_block_without_history_is_comfyuis_own_forward(model, text, frames, cells):
     x = seeded(2, 16, frames, *cells)
     expected = model(x, torch.full((2,), 625.0), text)
-    assert_close(first_block(CausalWan(model), x, 0.625, text), expected)
+    assert_close(first_block(unpadded(model), x, 0.625, text), expected)
+
+
+def test_a_prompt_is_padded_to_512_tokens_as_comfyuis_encoder_pads_it(model, text):
+    """Its encoder gives a Wan 512 tokens, with zeros after the prompt's; a longer prompt stays as it is."""
+    x, t = seeded(2, 16, 1, 8, 8), torch.full((2,), 625.0)
+    zeros = torch.zeros(2, 512, TEXT_DIM)
+    zeros[:, :TEXT_LENGTH] = text
+    padded = first_block(CausalWan(model), x, 0.625, text)
+    assert_close(padded, model(x, t, zeros))
+    assert (padded - model(x, t, text)).abs().max() > 1e-3
+    long = seeded(2, 600, TEXT_DIM, seed=3)
+    assert_close(first_block(CausalWan(model), x, 0.625, long), model(x, t, long))
+
+
+def test_the_demos_prompts_are_not_padded():
+    """Whichever file its weights are from; the published models' are."""
+    assert {name: text_len_of(sizes.shape) for name, sizes in KNOWN_SIZES.items()} == {
+        "wan2.1-1.3b": 512,
+        "wan2.1-14b": 512,
+        "tiny": 0,
+    }
+    with torch.device("meta"):
+        assert CausalWan(WanModules(KNOWN_SIZES["tiny"])).padded(torch.zeros(1, 3, 4096)).shape == (1, 3, 4096)
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_every_noise_level_is_comfyuis(model, text, sigma):
     x = seeded(2, 16, 3, 8, 12)
-    assert_close(first_block(CausalWan(model), x, sigma, text), model(x, torch.full((2,), 1000 * sigma), text))
+    assert_close(first_block(unpadded(model), x, sigma, text), model(x, torch.full((2,), 1000 * sigma), text))
 
 
 def test_the_noise_level_and_the_prompt_matter(model, text):
     """So that the comparisons above could fail."""
     x = seeded(2, 16, 3, 8, 12)
-    wan = CausalWan(model)
+    wan = unpadded(model)
     out = first_block(wan, x, 1.0, text)
     for other in (first_block(wan, x, 0.9375, text), first_block(wan, x, 1.0, text.flip(0))):
         assert (out - other).abs().max() > 0.05 * out.abs().max()
@@ -93,7 +123,7 @@ def test_the_librarys_tree_gives_the_bits_of_comfyuis_tree(comfy, model, text, o
 
     theirs = comfy_wan(comfy, operations=getattr(comfy.ops, operations))
     ours = build_wan_modules(SIZES, model.state_dict())
-    for found, expected in zip(three_blocks(CausalWan(ours), text), three_blocks(CausalWan(theirs), text), strict=True):
+    for found, expected in zip(three_blocks(unpadded(ours), text), three_blocks(unpadded(theirs), text), strict=True):
         assert torch.equal(found, expected)
 
 
@@ -126,7 +156,9 @@ def test_layers_are_called_and_their_weights_never_read(model, text):
     assert sum(isinstance(module, OnlyForward) for module in wrapped.modules()) == 6 + SIZES.layers * 10
     plain = build_wan_modules(SIZES, model.state_dict())
     for found, expected in zip(
-        three_blocks(CausalWan(wrapped), text), three_blocks(CausalWan(plain), text), strict=True
+        three_blocks(unpadded(wrapped), text),
+        three_blocks(unpadded(plain), text),
+        strict=True,
     ):
         assert torch.equal(found, expected)
 
@@ -138,20 +170,20 @@ def test_attention_is_a_function_passed_in(model, text):
         seen.append((q.shape[1], k.shape[1]))
         return sdpa(q, k, v)
 
-    first_block(CausalWan(model, attention), seeded(2, 16, 2, 8, 8), 1.0, text)
+    first_block(unpadded(model, attention), seeded(2, 16, 2, 8, 8), 1.0, text)
     assert seen == SIZES.layers * [(32, 32), (32, TEXT_LENGTH)]
 
 
 def test_the_patch_embedding_crops_an_odd_row_and_column(model):
     x = seeded(1, 16, 2, 9, 5)
-    wan = CausalWan(model)
+    wan = unpadded(model)
     assert torch.equal(wan.patch_tokens(x), wan.patch_tokens(x[..., :8, :4]))
 
 
 def test_the_prompts_batch_may_be_one(model, text):
     """One prompt for two videos is that prompt twice."""
     x = seeded(2, 16, 2, 8, 8)
-    wan = CausalWan(model)
+    wan = unpadded(model)
     assert_close(first_block(wan, x, 1.0, text[:1]), first_block(wan, x, 1.0, text[:1].expand(2, -1, -1)), 1e-6)
 
 
@@ -202,7 +234,7 @@ def test_image_to_video_models_are_refused(comfy, sizes, channels, image_branch)
 @pytest.mark.parametrize("width", [768, 4096])
 def test_text_of_another_width_is_refused(model, width):
     with pytest.raises(PackForcingError) as error:
-        CausalWan(model).embed_text(torch.zeros(1, 3, width))
+        unpadded(model).embed_text(torch.zeros(1, 3, width))
     message = one_sentence(error)
     assert f"{width} wide" in message
     assert f"{TEXT_DIM} wide" in message
@@ -210,7 +242,7 @@ def test_text_of_another_width_is_refused(model, width):
 
 
 def test_the_shape_of_a_model_is_read_from_its_tree(model):
-    assert CausalWan(model).shape == ModelShape(layers=3, dim=DIM, heads=HEADS)
+    assert unpadded(model).shape == ModelShape(layers=3, dim=DIM, heads=HEADS)
 
 
 # ---------------------------------------------------------------------- compiled

@@ -65,7 +65,7 @@ def weights() -> dict[str, Tensor]:
 
 def causal_wan(state: dict[str, Tensor]) -> CausalWan:
     sizes = WanSizes(dim=DIM, ffn_dim=FFN_DIM, layers=SHAPE.layers, heads=HEADS, text_dim=TEXT_DIM)
-    return CausalWan(build_wan_modules(sizes, state))
+    return CausalWan(build_wan_modules(sizes, state), text_len=0)  # as the demo's prompts: not padded
 
 
 def prompt(wan: CausalWan, seed: int = 2, length: int = TEXT_LENGTH) -> TextKV:

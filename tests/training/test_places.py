@@ -190,9 +190,11 @@ def test_tours_are_the_share_of_samples_that_is_asked_for() -> None:
         assert abs(tours - share) < 0.12
 
 
-def test_each_sample_attends_to_its_own_prompt_as_if_it_were_alone() -> None:
+@pytest.mark.parametrize("text_len", [0, 16])
+def test_each_sample_attends_to_its_own_prompt_as_if_it_were_alone(text_len: int) -> None:
     """Captions of several lengths in one batch: what each gives is what `embed_text` of it alone gives."""
     wan, same, tour = trainer().wan, ("a red circle",), WORDS.long
+    wan.text_len = text_len
     texts = encoded([same, tour]).texts(wan)
     assert len(texts) == 5
     queries = torch.randn(2, 7, 2, 128, generator=torch.Generator().manual_seed(0))
