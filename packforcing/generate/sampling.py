@@ -40,11 +40,10 @@ class Sampling:
         """What the model is told in each step of a block, of 1000."""
         return [TIMESTEPS * step.told for step in self.steps_of(block)]
 
-    def passes(self, blocks: range) -> int:
-        """Model passes of consecutive blocks: their denoising steps, and a clean pass each."""
-        usual = len(self.steps_of(1)) + 1
-        more = len(self.steps_of(0)) + 1 - usual if 0 in blocks else 0
-        return len(blocks) * usual + more
+    @property
+    def more_in_first(self) -> int:
+        """How many steps more than the others the video's first block takes; below 0 if fewer."""
+        return len(self.steps_of(0)) - len(self.steps_of(1))
 
 
 def sampling_of(flavour: Flavour, seed: int = 0) -> Sampling:

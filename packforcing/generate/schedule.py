@@ -106,8 +106,8 @@ def schedule_of_sigmas(levels: Sequence[float]) -> Schedule:
 
     Raises PackForcingError for levels that are out of range or do not fall.
     """
+    levels = levels[:-1] if len(levels) and levels[-1] == 0 else levels
     _check_count(len(levels))
-    levels = levels[:-1] if levels[-1] == 0 else levels
     for sigma in levels:
         if not 0 < sigma <= 1:
             raise PackForcingError(
