@@ -109,12 +109,12 @@ def schedule_of_sigmas(levels: Sequence[float]) -> Schedule:
     levels = levels[:-1] if len(levels) and levels[-1] == 0 else levels
     _check_count(len(levels))
     for sigma in levels:
-        if not 0 < sigma <= 1:
+        if not 0 < sigma <= 1 + 1e-6:  # some schedulers round 1 up
             raise PackForcingError(
                 f"Noise levels (sigmas) must lie above 0 and at most at 1, but one is {sigma:g}: use those of a flow "
                 "model such as Wan."
             )
-    return Schedule(tuple(Level(sigma, sigma) for sigma in levels))
+    return Schedule(tuple(Level(sigma, sigma) for sigma in (min(1.0, level) for level in levels)))
 
 
 def schedule_of_timesteps(

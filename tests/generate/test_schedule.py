@@ -224,6 +224,7 @@ def test_the_first_block_may_have_its_own_steps():
 
 def test_a_final_zero_of_sigmas_is_left_out():
     assert schedule_of_sigmas([1.0, 0.5, 0.0]) == schedule_of_sigmas([1.0, 0.5])
+    assert schedule_of_sigmas([1.0000001, 0.5]) == schedule_of_sigmas([1.0, 0.5])
     assert schedule_of_sigmas([1.0, 0.5]).steps(0) == [(1.0, 1.0, 0.5), (0.5, 0.5, 0.0)]
 
 
