@@ -3,12 +3,13 @@
 The mappings are spelt out, not computed, because ComfyUI Manager reads them from the source without running it.
 """
 
-from .nodes.cache_config import CacheConfigNode
+from .nodes.cache_config import CacheConfigNode, CachePresetNode
 from .nodes.inspector import CacheInspectorNode
 from .nodes.loaders import CompressorLoaderNode, DemoModelsNode, ModelLoaderNode
 from .nodes.prompts import ConditioningAtNode, PromptScheduleNode
 from .nodes.sampler import LongVideoSamplerNode
 from .nodes.side_by_side import SideBySideNode
+from .nodes.timesteps import TimestepsNode
 
 WEB_DIRECTORY = "./web"
 
@@ -22,6 +23,8 @@ NODE_CLASS_MAPPINGS = {
     "PackForcingPromptSchedule": PromptScheduleNode,
     "PackForcingConditioningAt": ConditioningAtNode,
     "PackForcingSideBySide": SideBySideNode,
+    "PackForcingCachePreset": CachePresetNode,
+    "PackForcingTimesteps": TimestepsNode,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -34,6 +37,8 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "PackForcingPromptSchedule": "PackForcing Prompt Schedule",
     "PackForcingConditioningAt": "PackForcing Conditioning At",
     "PackForcingSideBySide": "PackForcing Side By Side",
+    "PackForcingCachePreset": "PackForcing Cache Preset",
+    "PackForcingTimesteps": "PackForcing Timesteps",
 }
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]

@@ -14,8 +14,10 @@ import comfy.model_management
 import comfy.model_patcher
 import torch
 from comfy.ldm.modules.attention import optimized_attention
+from comfy_execution.utils import get_executing_context
 from einops import rearrange
 from PIL import Image
+from server import PromptServer
 from torch import Tensor
 
 from ..packforcing.errors import PackForcingError
@@ -110,6 +112,20 @@ def normalised(model: comfy.model_patcher.ModelPatcher, samples: Tensor) -> Tens
 def comfy_samples(model: comfy.model_patcher.ModelPatcher, latents: Tensor) -> Tensor:
     """The model's latents [B, 16, T, h, w] -> LATENT samples in ComfyUI's convention."""
     return model.model.process_latent_out(latents.float()).to(comfy.model_management.intermediate_device())
+
+
+_nodes_with_text: set[str] = set()
+
+
+def show_on_node(text: str) -> None:
+    """Shows a text on the node that runs now. The browser keeps it, so an empty text takes an earlier run's away."""
+    context = get_executing_context()
+    if context is None or not (text or context.node_id in _nodes_with_text):
+        return
+    PromptServer.instance.send_progress_text(text, context.node_id)
+    _nodes_with_text.discard(context.node_id)
+    if text:
+        _nodes_with_text.add(context.node_id)
 
 
 def preview(latents: Tensor, frames: Tensor | None) -> tuple[str, Image.Image, int]:

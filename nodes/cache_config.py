@@ -1,17 +1,47 @@
-"""The cache configuration node, and the plan that it shows."""
+"""The cache configuration node, with the plan that it shows; and configurations that are made for a checkpoint."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from comfy_api.latest import io
 
 from ..packforcing.config import ARCHIVE_DEVICES, KV_DTYPES, SELECTIONS, CacheConfig
+from ..packforcing.presets import PRESET_NAMES, preset_named
 from . import routes, types
 
 routes.register()
 
 DEFAULTS = CacheConfig()
+
+
+def storage_inputs() -> list[io.Input]:
+    """Where cached blocks lie, and in what: the inputs that are about the machine, not about the checkpoint."""
+    return [
+        io.Combo.Input(
+            "archive_device",
+            options=list(ARCHIVE_DEVICES),
+            default=DEFAULTS.archive_device,
+            tooltip="Where compressed blocks wait that are not attended: on the device, in host memory, or on "
+            "the device up to the budget and in host memory from there (auto).",
+        ),
+        io.Float.Input(
+            "archive_budget_gb",
+            default=DEFAULTS.archive_budget_gb,
+            min=0.0,
+            max=1024.0,
+            step=0.1,
+            tooltip="Device memory for the archive when archive_device is auto, in GB (10^9 bytes).",
+        ),
+        io.Combo.Input(
+            "kv_dtype",
+            options=list(KV_DTYPES),
+            default=DEFAULTS.kv_dtype,
+            optional=True,  # workflows from before it existed go on working
+            tooltip="What cached keys and values are kept in: the model's own type, or fp8_e4m3 for half the "
+            "memory (the inspector tells the rounding error).",
+        ),
+    ]
 
 
 class CacheConfigNode(io.ComfyNode):
@@ -84,29 +114,7 @@ class CacheConfigNode(io.ComfyNode):
                     tooltip="0 keeps the paper's spacing of positions. N squeezes the mid blocks so that the whole "
                     "context lies in N latent frames, such as the 21 that most models were trained on.",
                 ),
-                io.Combo.Input(
-                    "archive_device",
-                    options=list(ARCHIVE_DEVICES),
-                    default=DEFAULTS.archive_device,
-                    tooltip="Where compressed blocks wait that are not attended: on the device, in host memory, or on "
-                    "the device up to the budget and in host memory from there (auto).",
-                ),
-                io.Float.Input(
-                    "archive_budget_gb",
-                    default=DEFAULTS.archive_budget_gb,
-                    min=0.0,
-                    max=1024.0,
-                    step=0.1,
-                    tooltip="Device memory for the archive when archive_device is auto, in GB (10^9 bytes).",
-                ),
-                io.Combo.Input(
-                    "kv_dtype",
-                    options=list(KV_DTYPES),
-                    default=DEFAULTS.kv_dtype,
-                    optional=True,  # workflows from before it existed go on working
-                    tooltip="What cached keys and values are kept in: the model's own type, or fp8_e4m3 for half the "
-                    "memory (the inspector tells the rounding error).",
-                ),
+                *storage_inputs(),
             ],
             outputs=[types.CacheConfig.Output(display_name="cache_config")],
         )
@@ -123,3 +131,31 @@ class CacheConfigNode(io.ComfyNode):
     @classmethod
     def execute(cls, **values) -> io.NodeOutput:
         return io.NodeOutput(CacheConfig(**values))
+
+
+class CachePresetNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PackForcingCachePreset",
+            display_name="PackForcing Cache Preset",
+            category=types.CATEGORY,
+            description="A cache configuration that is made for a kind of checkpoint, in place of the sizes of "
+            "PackForcing Cache Config. Each has its reason and its source in docs/presets.md.",
+            inputs=[
+                io.Combo.Input(
+                    "preset",
+                    options=list(PRESET_NAMES),
+                    default=PRESET_NAMES[0],
+                    tooltip="training-free: Self-Forcing, Causal-Forcing, CausVid, Krea. deep-sink: the same without "
+                    "mid blocks. frame-wise: checkpoints with blocks of one frame. packforcing: trained with its "
+                    "compressor. The others are named after their model.",
+                ),
+                *storage_inputs(),
+            ],
+            outputs=[types.CacheConfig.Output(display_name="cache_config")],
+        )
+
+    @classmethod
+    def execute(cls, preset: str, **storage) -> io.NodeOutput:
+        return io.NodeOutput(replace(preset_named(preset).config, **storage))

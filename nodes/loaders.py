@@ -18,6 +18,7 @@ from ..packforcing.files.wan_checkpoint import load_wan
 from ..packforcing.model.compressor import TRAINING_FREE, TRAINING_FREE_NAME, CompressorChoice
 from . import types
 from .demo_clip import DemoClip
+from .flavours import note_flavour
 
 MODEL_FOLDER = "diffusion_models"
 COMPRESSOR_FOLDER = "packforcing"
@@ -102,7 +103,7 @@ class ModelLoaderNode(io.ComfyNode):
     def execute(cls, model_name: str, weights: str, dtype: str) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise(MODEL_FOLDER, model_name)
         loaded = load_wan(path, weights)
-        return io.NodeOutput(comfy_model(loaded.state_dict, dtype, model_name))
+        return io.NodeOutput(note_flavour(comfy_model(loaded.state_dict, dtype, model_name), model_name))
 
 
 def compressor_files() -> list[str]:

@@ -34,6 +34,8 @@ from ..packforcing.model.compressor import Compressor, CompressorChoice
 from . import adapter, types
 from .conditioning import prompts_over_time
 from .files import temporary_video
+from .flavours import departing
+from .timesteps import schedule_given
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +135,13 @@ class LongVideoSamplerNode(io.ComfyNode):
                     optional=True,
                     tooltip="Over how many blocks blend goes from one prompt to the next.",
                 ),
+                io.MultiType.Input(
+                    "schedule",
+                    types=[types.Schedule, io.Sigmas],
+                    optional=True,
+                    tooltip="Noise levels in place of steps and shift, which are then not used: from PackForcing "
+                    "Timesteps, or the SIGMAS of a core node.",
+                ),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent"),
@@ -177,12 +186,14 @@ class LongVideoSamplerNode(io.ComfyNode):
         continue_from=None,
         prompt_switch: str = "keep",
         blend_blocks: int = 2,
+        schedule=None,
     ) -> io.NodeOutput:
-        sampling = Sampling(seed, steps, shift, update)
+        sampling = Sampling(seed, steps, shift, update, schedule_given(schedule))
         size, blocks = video_size(cache_config, width, height, seconds, fps, latent)
         given = given_latents(cache_config, size, blocks, continue_from)
         check_switch(prompt_switch, blend_blocks)
         prompts = prompts_over_time(positive, fps, cache_config.block_frames, blocks)
+        tell(departing(model, sampling, cache_config))
         models, layout, patchers = connected(model, vae, compressor, cache_config, size)
         wan = models.wan
         settings = VideoSettings(layout, sampling, fps, overlap=overlap_wanted(overlap, wan.device))
@@ -196,8 +207,10 @@ class LongVideoSamplerNode(io.ComfyNode):
             texts = [wan.embed_text(prompt.context) for prompt in prompts]
             timed = [prompt.timed for prompt in prompts]
             story = story_of(timed, texts, fps, cache_config.block_frames, prompt_switch, blend_blocks)
-            again = refresh_passes(story, cache_config, 0, blocks)
-            progress = Progress(blocks, len_given(given, cache_config), steps, again)
+            again = refresh_passes(story, cache_config, 0, blocks) + (
+                0 if given is not None else sampling.more_in_first
+            )
+            progress = Progress(blocks, len_given(given, cache_config), len(sampling.steps_of(1)), again)
             video = planned.video(story, progress.on_step)
             samples, path = run(video, blocks, given, model, progress)
 
@@ -205,6 +218,13 @@ class LongVideoSamplerNode(io.ComfyNode):
         no_video = ExecutionBlocker("The sampler has no VAE and so no video: connect the Wan 2.1 VAE to it.")
         output = VideoFromFile(str(path)) if path else no_video
         return io.NodeOutput({"samples": samples}, output, video.record)
+
+
+def tell(sentences: list[str]) -> None:
+    """Says in the log and on the node what the user may not have meant."""
+    for sentence in sentences:
+        log.warning("PackForcing: %s", sentence)
+    adapter.show_on_node("\n".join(sentences))
 
 
 def connected(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 
 from .config import ARCHIVE_DEVICES, KV_DTYPES, SELECTIONS, CacheConfig, FrameSize
 from .errors import PackForcingError
+from .presets import PRESET_NAMES, preset_named
 
+SIZES = ("block_frames", "sink_frames", "recent_frames", "top_k", "position_range")  # what a preset is about
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -33,30 +35,41 @@ def add_video_options(command: argparse.ArgumentParser, width: int | None, heigh
 
 
 def add_cache_options(command: argparse.ArgumentParser) -> None:
-    """The options of the cache, which `cache_config` reads. Each has a field of CacheConfig as its `dest`."""
-    default = CacheConfig()
-    command.add_argument("--block", dest="block_frames", type=int, default=default.block_frames, help="latent frames")
-    command.add_argument("--sink", dest="sink_frames", type=int, default=default.sink_frames, help="latent frames")
-    command.add_argument("--recent", dest="recent_frames", type=int, default=default.recent_frames, help="likewise")
-    command.add_argument("--top-k", dest="top_k", type=int, default=default.top_k, help="mid blocks attended at most")
-    command.add_argument("--selection", default=default.selection, choices=SELECTIONS)
-    command.add_argument("--query-fraction", type=float, default=default.query_fraction)
-    command.add_argument("--head-fraction", type=float, default=default.head_fraction)
-    command.add_argument("--position-range", type=int, default=default.position_range, help="latent frames; 0 is off")
+    """The options of the cache, which `cache_config` reads. Each has a field of CacheConfig as its `dest`.
+
+    An option that is not given is None, and is what the preset says.
+    """
+    command.add_argument("--preset", choices=PRESET_NAMES, help="a cache configuration; other options change it")
+    command.add_argument("--block", dest="block_frames", type=int, help="latent frames; default: 4")
+    command.add_argument("--sink", dest="sink_frames", type=int, help="latent frames; default: 8")
+    command.add_argument("--recent", dest="recent_frames", type=int, help="likewise; default: 4")
+    command.add_argument("--top-k", dest="top_k", type=int, help="mid blocks attended at most; default: 16")
+    command.add_argument("--selection", choices=SELECTIONS)
+    command.add_argument("--query-fraction", type=float)
+    command.add_argument("--head-fraction", type=float)
+    command.add_argument("--position-range", type=int, help="latent frames; 0, the default, is off")
     command.add_argument(
-        "--no-rope-adjustment", dest="rope_adjustment", action="store_false", help="leave gaps in time, to compare"
+        "--no-rope-adjustment",
+        dest="rope_adjustment",
+        action="store_false",
+        default=None,
+        help="leave gaps in time, to compare",
     )
-    command.add_argument(
-        "--kv-dtype", default=default.kv_dtype, choices=KV_DTYPES, help="of the cached keys and values"
-    )
-    command.add_argument("--archive-device", default=default.archive_device, choices=ARCHIVE_DEVICES)
-    command.add_argument("--archive-budget-gb", type=float, default=default.archive_budget_gb)
+    command.add_argument("--kv-dtype", choices=KV_DTYPES, help="of the cached keys and values")
+    command.add_argument("--archive-device", choices=ARCHIVE_DEVICES)
+    command.add_argument("--archive-budget-gb", type=float)
 
 
-def cache_config(options: argparse.Namespace) -> CacheConfig:
-    """What `add_cache_options`'s options say. Raises PackForcingError when that is impossible."""
-    given = vars(options)
-    return CacheConfig(**{field.name: given[field.name] for field in fields(CacheConfig) if field.name in given})
+def cache_config(options: argparse.Namespace, usual: str | None = None) -> CacheConfig:
+    """What `add_cache_options`'s options say. Raises PackForcingError when that is impossible.
+
+    Args:
+        usual: the preset that holds where neither a preset nor one of SIZES is given.
+    """
+    given = {field.name: getattr(options, field.name, None) for field in fields(CacheConfig)}
+    preset = options.preset or (usual if all(given[name] is None for name in SIZES) else None)
+    base = preset_named(preset).config if preset else CacheConfig()
+    return replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
 def frame_size(text: str, refusal: str) -> FrameSize:

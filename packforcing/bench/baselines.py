@@ -18,7 +18,7 @@ from ..cache.cache import Cache
 from ..cache.rope import EAGER_ROTARY, RotaryOps
 from ..config import LATENT_CHANNELS, Layout, ModelShape
 from ..generate.sampling import Sampling, noise_generator
-from ..generate.schedule import denoising_step, level_pairs
+from ..generate.schedule import denoising_step
 from ..model.causal_wan import CausalWan, TextKV
 from .clock import elapsed_ms, free_bytes
 from .stages import spread
@@ -132,7 +132,8 @@ def block_input(wan: CausalWan, layout: Layout, sampling: Sampling, index: int) 
     size = layout.size
     latent = (1, LATENT_CHANNELS, layout.config.block_frames, size.latent_height, size.latent_width)
     precision = torch.promote_types(wan.dtype, torch.float32)
-    noises = tuple(torch.randn(latent, generator=generator).to(wan.device, precision) for _ in range(sampling.steps))
+    steps = sampling.steps_of(index)
+    noises = tuple(torch.randn(latent, generator=generator).to(wan.device, precision) for _ in steps)
     compressed = torch.randn((1, layout.compressed_tokens_per_block, wan.shape.dim), generator=generator)
     return BlockInput(noises, compressed.to(wan.device, wan.dtype))
 
@@ -144,9 +145,9 @@ def make_block(wan: CausalWan, text: TextKV, cache: Cache, sampling: Sampling, g
     cache.begin(index)
     noises = iter(given.noises)
     x = next(noises)
-    for sigma, next_sigma in level_pairs(sampling.steps, sampling.shift):
-        velocity = wan.denoise(x, sigma, text, cache)
-        x = denoising_step(x, velocity, sigma, next_sigma, "few-step", partial(next, noises))
+    for step in sampling.steps_of(index):
+        velocity = wan.denoise(x, step.told, text, cache)
+        x = denoising_step(x, velocity, step, "few-step", partial(next, noises))
     wan.clean_pass(x, text, cache, given.compressed if cache.config.becomes_mid(index) else None)
     cache.end()
     return x

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +21,16 @@ from ..command_options import (
     default_device,
     dtype_of,
 )
-from ..config import FrameSize, Layout, Length
-from ..demo.models import SAMPLING, demo_compressor, demo_transformer, demo_vae
+from ..config import CacheConfig, FrameSize, Layout, Length
+from ..demo.models import demo_compressor, demo_transformer, demo_vae
 from ..devices import memory_of, usable_device
 from ..errors import PackForcingError
 from ..files.compressor_file import load_compressor
 from ..files.weights import read_state_dict
+from ..flavours import NO_FLAVOUR, Flavour
 from ..generate.long_video import LongVideo, VideoModels, VideoSettings
 from ..generate.prepare import DeviceMemory, planned_run, tune_models
 from ..generate.sampling import Sampling
-from ..generate.schedule import UPDATES
 from ..generate.side_stream import overlap_wanted
 from ..inspector import numbers_json, picture, report
 from ..known_models import KNOWN_MODELS, SIZES, TINY
@@ -41,6 +41,7 @@ from ..model.vae import WanVAE, load_vae
 from ..model.wan_modules import build_wan_modules
 from .options import Commands, add_speed_options
 from .prompts import Prompts, add_prompt_options, prompts_of
+from .sampling import add_sampling_options, chosen_flavour, requested_sampling, tell_flavour
 
 if TYPE_CHECKING:
     from ..files.video import VideoWriter
@@ -55,10 +56,7 @@ def add_command(commands: Commands) -> None:
     add_prompt_options(command)
     add_video_options(command, width=None, height=None, seconds=10.0)
     add_cache_options(command)
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--steps", type=int, help="denoising steps a block; default: 4, and 8 for the demo models")
-    command.add_argument("--shift", type=float, help="flow shift; default: 5, and 3 for the demo models")
-    command.add_argument("--update", choices=UPDATES, help="default: few-step, and euler for the demo models")
+    add_sampling_options(command)
     command.add_argument("--device", default=default_device())
     command.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
     add_speed_options(command)
@@ -94,15 +92,17 @@ class Request:
     dtype: torch.dtype  # of the transformer
     compressor: CompressorChoice
     prompts: Prompts
+    flavour: Flavour | None  # of the checkpoint, where it is known
 
 
 def requested(options: argparse.Namespace) -> Request:
     """Raises PackForcingError for what can be seen to be wrong before a model is loaded."""
     usual = KNOWN_MODELS[TINY if options.model == TINY else "wan2.1-1.3b"]
     size = FrameSize(options.width or usual.width, options.height or usual.height)
-    config = cache_config(options)
+    flavour = chosen_flavour(options)
+    config = cache_config(options, flavour.preset if flavour else None)
     length = Length(options.seconds, options.fps, config.block_frames)
-    sampling = sampling_of(options)
+    sampling = requested_sampling(options, flavour)
     if not options.vae and options.model != TINY:
         raise PackForcingError("A video file needs the Wan 2.1 VAE: give --vae FILE.")
     device = usable_device(options.device)
@@ -110,23 +110,16 @@ def requested(options: argparse.Namespace) -> Request:
     check_speed(device, options.linear_dtype, options.compile)
     check_folder(options.report, "report")
     check_folder(options.picture, "picture")
-    choice = compressor_choice(options)
+    choice = compressor_choice(options, config)
     layout = Layout(config, size, choice.temporal_stride(config.block_frames))
-    return Request(layout, length, sampling, device, dtype_of(options.dtype, device), choice, prompts)
+    return Request(layout, length, sampling, device, dtype_of(options.dtype, device), choice, prompts, flavour)
 
 
-def sampling_of(options: argparse.Namespace) -> Sampling:
-    """The sampling that is asked for. What is not said is what the model was trained for."""
-    usual = SAMPLING if options.model == TINY else Sampling()
-    said = {name: getattr(options, name) for name in ("steps", "shift", "update")}
-    return replace(usual, seed=options.seed, **{name: value for name, value in said.items() if value is not None})
-
-
-def compressor_choice(options: argparse.Namespace) -> CompressorChoice:
+def compressor_choice(options: argparse.Namespace, config: CacheConfig) -> CompressorChoice:
     """The compressor of a file; else the demo's own, where it fits the block size; else the training-free one."""
     if options.compressor is None and options.model == TINY:
         own = demo_compressor()
-        if own.metadata is not None and own.metadata.block_frames == options.block_frames:
+        if own.metadata is not None and own.metadata.block_frames == config.block_frames:
             return own
     if options.compressor in (None, NO_COMPRESSOR_FILE):
         return TRAINING_FREE
@@ -175,6 +168,7 @@ def run(options: argparse.Namespace) -> None:
 
     with VideoWriter(options.output, options.fps, size.width, size.height, metadata=tags) as writer:
         video = prepared(options, request)
+        tell_flavour(request.flavour, request.sampling, request.layout.config)
         start = time.perf_counter()
         write_blocks(video, request.length.blocks, writer, start)
     elapsed = time.perf_counter() - start
@@ -192,6 +186,7 @@ def run(options: argparse.Namespace) -> None:
         "video_seconds": writer.frames / options.fps,
         "elapsed_seconds": elapsed,
         "context_tokens": request.layout.context_tokens,
+        "flavour": request.flavour.name if request.flavour else NO_FLAVOUR,
     }
     print(json.dumps(summary) if options.json else f"{report(video.record)}\n\nwritten: {options.output}")
 

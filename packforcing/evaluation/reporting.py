@@ -152,7 +152,7 @@ def described_conditions(settings: AnySettings, models: Models, options: argpars
     return {
         "size": asdict(settings.size),
         "block_frames": BLOCK_FRAMES,
-        "sampling": {key: value for key, value in asdict(settings.sampling).items() if key != "seed"},
+        "sampling": {k: v for k, v in asdict(settings.sampling).items() if k != "seed" and v is not None},
         "sources": {key: value or "demo" for key, value in asdict(settings.sources).items()},
         "weights": models.digests,
         "jobs": options.jobs,

@@ -181,7 +181,7 @@ def facts_of(policy: Policy, sampling: Sampling, size: FrameSize, models: Models
         "compressor": models.digests["compressor"] if choice is models.trained else "",
         "stride": choice and choice.temporal_stride(BLOCK_FRAMES),
         "changes": dict(policy.changes),
-        "sampling": asdict(sampling),
+        "sampling": {key: value for key, value in asdict(sampling).items() if value is not None},
         "size": asdict(size),
         "device": models.wan.device.type,
         "dtype": str(models.wan.dtype),

@@ -32,7 +32,7 @@ from ..model.compressor import Compressor
 from ..model.vae import StreamingDecoder, WanVAE
 from .record import BlockRecord, CacheRecord, PromptRecord
 from .sampling import Sampling, noise_generator
-from .schedule import denoising_step, level_pairs, sigmas
+from .schedule import denoising_step
 from .side_stream import SideStream
 from .stopwatch import Stopwatch
 from .story import Story, as_story
@@ -125,6 +125,9 @@ def new_record(models: VideoModels, settings: VideoSettings, story: Story) -> Ca
         device=str(wan.device),
         prompts=[PromptRecord(stretch.start, stretch.prompt) for stretch in story.stretches],
         prompt_switch=story.switch,
+        update=settings.sampling.update,
+        timesteps=settings.sampling.timesteps_of(1),
+        first_timesteps=settings.sampling.timesteps_of(0),
     )
 
 
@@ -140,7 +143,7 @@ class LongVideo:
         text: the prompt's `TextKV`, or a story of several.
         settings: partitions, sizes, denoising and decoding.
         on_step: called as on_step(block, step) before each model pass (the clean pass, and each refreshed block's, has
-            step = steps); an exception that it raises ends the run.
+            step = that block's number of steps); an exception that it raises ends the run.
 
     Raises PackForcingError when something is missing, before anything is computed.
     """
@@ -263,7 +266,7 @@ class LongVideo:
         """
         blocks, text = self.cache.partition.recent, self.story.text(index)
         for block, latents in zip(blocks, list(self._recent)[len(self._recent) - len(blocks) :], strict=True):
-            self.on_step(block, self.sampling.steps)
+            self.on_step(block, len(self.sampling.steps_of(block)))
             self.cache.refresh(block)
             self.wan.clean_pass(latents, text, self.cache, None)
         self.cache.refreshed()
@@ -296,10 +299,10 @@ class LongVideo:
         """Denoises block `index` to normalised latents [B, 16, T, h, w]."""
         generator = noise_generator(self.sampling.seed, index)
         text, x = self.story.text(index), self._noise(generator)
-        for step, (sigma, next_sigma) in enumerate(level_pairs(self.sampling.steps, self.sampling.shift)):
-            self.on_step(index, step)
-            velocity = self.wan.denoise(x, sigma, text, self.cache)
-            x = denoising_step(x, velocity, sigma, next_sigma, self.sampling.update, partial(self._noise, generator))
+        for number, step in enumerate(self.sampling.steps_of(index)):
+            self.on_step(index, number)
+            velocity = self.wan.denoise(x, step.told, text, self.cache)
+            x = denoising_step(x, velocity, step, self.sampling.update, partial(self._noise, generator))
         return x
 
     def _select_only(self, index: int, latents: Tensor) -> None:
@@ -308,7 +311,7 @@ class LongVideo:
         mids = len(self.cache.partition.mid)
         if self.cache.config.selection == "affinity" and mids > self.cache.config.attended_mids(index) > 0:
             noise, text = self._noise(noise_generator(self.sampling.seed, index)), self.story.text(index)
-            self.wan.denoise(noise, sigmas(self.sampling.steps, self.sampling.shift)[0], text, self.cache)
+            self.wan.denoise(noise, self.sampling.steps_of(index)[0].told, text, self.cache)
 
     def _check_finite(self, index: int, latents: Tensor) -> None:
         if not torch.isfinite(latents).all():
@@ -325,7 +328,7 @@ class LongVideo:
         if block is None:
             return
         record = self.record.blocks[block.index]
-        self.on_step(block.index, self.sampling.steps)
+        self.on_step(block.index, len(self.sampling.steps_of(block.index)))
         source = self._before if self._deferred else block
         compressed = None if source is None else self._compressed(source)
         text = self.story.text(block.index)

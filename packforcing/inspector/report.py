@@ -7,6 +7,7 @@ import numpy as np
 from ..byte_units import readable_bytes
 from ..config import MODELS
 from ..generate.record import STAGES, CacheRecord
+from ..generate.schedule import timesteps_text
 from .ages import choices
 from .facts import (
     attended_mids,
@@ -65,11 +66,18 @@ def _conditions(record: CacheRecord) -> str:
             ("selection", selection),
             ("positions", positions),
             ("compressor", compressed),
+            *([("denoising", _denoising(record))] if record.update else []),
             ("archive", config.archive_device + budget),
             ("keys and values", record.dtype if config.kv_dtype == "model" else _rounded(record)),
             ("runs on", f"{record.device}, {record.dtype}"),
         ],
     )
+
+
+def _denoising(record: CacheRecord) -> str:
+    usual, first = timesteps_text(record.timesteps), timesteps_text(record.first_timesteps)
+    own = "" if first == usual else f"; first block {first}"
+    return f"{record.update}, t = {usual}{own}"
 
 
 def _rounded(record: CacheRecord) -> str:

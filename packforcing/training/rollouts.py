@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -51,7 +51,7 @@ def make(wan: CausalWan, vae: WanVAE, context: Tensor, shape: RolloutShape, seed
     "latents" [16, blocks * T, h, w]; "reduced" [blocks, 16, T', h', w'], which is `Rollout.compressed`; "context".
     """
     frames = shape.config.block_frames
-    sampling = Sampling(seed, shape.sampling.steps, shape.sampling.shift, shape.sampling.update)
+    sampling = replace(shape.sampling, seed=seed)
     compressor = Compressor(shape.temporal_stride)
     models = VideoModels(wan, vae, compressor)
     video = LongVideo(models, wan.embed_text(context[None]), VideoSettings(shape.layout, sampling))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 
 import torch
 from einops import rearrange
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ..cache.gradients import GradientCache
 from ..config import LATENT_CHANNELS, Layout
-from ..generate.schedule import denoising_step, predicted_x0, sigmas
+from ..generate.schedule import denoising_step, even_schedule, predicted_x0
 from ..model.causal_wan import TextKV
 from ..model.compressor import Compressor, HRBranch
 from ..model.vae import StreamingDecoder, WanVAE
@@ -55,16 +54,16 @@ class SelfRollout:
         decoder = StreamingDecoder(self.vae)
         text = networks.call("generator", lambda: networks.wans["generator"].embed_text(batch.context))
         constant_text = TextKV(tuple((keys.detach(), values.detach()) for keys, values in text.layers))
-        levels = sigmas(self.options.steps, self.options.shift)
+        steps = even_schedule(self.options.steps, self.options.shift).steps(1)
         blocks = []
         for i in range(self.options.blocks):
             cache.begin(i)
             x = noise.next()
             with torch.no_grad():
-                for sigma, next_sigma in pairwise(levels[: batch.exit_step + 1]):
-                    velocity = networks.denoise("generator", x, sigma, constant_text, cache)
-                    x = denoising_step(x, velocity, sigma, next_sigma, "few-step", noise.next)
-            sigma = levels[batch.exit_step]
+                for step in steps[: batch.exit_step]:
+                    velocity = networks.denoise("generator", x, step.sigma, constant_text, cache)
+                    x = denoising_step(x, velocity, step, "few-step", noise.next)
+            sigma = steps[batch.exit_step].sigma
             with torch.set_grad_enabled(with_gradient and i in batch.gradient):
                 x0 = predicted_x0(x, networks.denoise("generator", x, sigma, text, cache), sigma)
             blocks.append(x0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from small_options import SMALL_VIDEO
 
-from packforcing.cli.generate import prepared, requested
+from packforcing.cli.generate import Request, prepared, requested
 from packforcing.cli.main import main, parser
+from packforcing.config import CacheConfig
 from packforcing.files.video import read_video
+from packforcing.flavours import flavour_named
+from packforcing.generate.sampling import Sampling, sampling_of
 from packforcing.model.causal_wan import CausalWan
 from packforcing.model.wan_modules import SIZES, random_state_dict
+from packforcing.presets import preset_named
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -157,6 +162,52 @@ def test_the_same_seed_gives_the_same_video(tmp_path: Path):
     assert abs(same - other).mean() > 20
 
 
+def asked(*options: str) -> Request:
+    """What `generate` makes of some options."""
+    return requested(parser().parse_args(["generate", "--text-embedding", "gone", "--vae", "gone", *options]))
+
+
+def test_a_flavour_is_taken_from_the_files_name_with_its_preset():
+    request = asked("--model", "causal-forcing++/framewise-2step.pt")
+    assert request.flavour is flavour_named("causal-forcing-2step")
+    assert request.layout.config == preset_named("frame-wise").config
+    assert request.sampling == sampling_of(request.flavour)
+    none = asked("--model", "causal-forcing++/framewise-2step.pt", "--flavour", "none")
+    assert (none.flavour, none.layout.config, none.sampling) == (None, CacheConfig(), Sampling())
+    named = asked("--model", "model.pt", "--flavour", "causvid")
+    assert named.sampling == sampling_of(flavour_named("causvid"))
+
+
+def test_every_option_overrides_the_flavour():
+    causvid = ["--model", "model.pt", "--flavour", "causvid"]
+    assert asked(*causvid, "--steps", "4").sampling.timesteps_of(1) == [1000, 750, 500, 250]  # as listed
+    warped = asked(*causvid, "--warp", "--timesteps", "1000,500").sampling
+    assert warped.timesteps_of(1) == pytest.approx([1000, 8000 / 9])
+    own = asked(*causvid, "--first-timesteps", "1000,900").sampling
+    assert (own.timesteps_of(0), own.timesteps_of(1)) == ([1000, 900], [1000, 757, 522])
+    assert asked(*causvid, "--update", "euler").sampling.update == "euler"
+    assert asked("--model", "self_forcing_dmd.pt", "--shift", "3").sampling.timesteps_of(1)[1] == 900
+    # A size that is given puts the preset aside, so that older command lines mean what they meant.
+    old = ["--block", "3", "--sink", "6", "--recent", "3"]
+    assert asked("--model", "self_forcing_dmd.pt", *old).layout.config == CacheConfig(3, 6, 3)
+    mixed = asked("--model", "model.pt", "--preset", "deep-sink", "--sink", "9").layout.config
+    assert mixed == replace(preset_named("deep-sink").config, sink_frames=9)
+
+
+def test_generate_says_the_flavour_and_what_departs_from_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    lists = ["--timesteps", "1000,500", "--first-timesteps", "1000", "--no-warp"]
+    small = [*SMALL_VIDEO[:-2], "--seconds", "0.5", "--output", str(tmp_path / "out.mp4"), *lists]
+    assert main(["generate", "--model", "tiny", "--prompt", "a red circle", *small]) == 0
+    out, err = capsys.readouterr()
+    assert "flavour: demo" in err
+    assert "warning: the timesteps are 1000, 500, and it was trained with 1000, 954.55, 900, 833.33, 750" in err
+    assert "t = 1000, 500; first block 1000" in out
+
+
+def test_plan_knows_presets(capsys: pytest.CaptureFixture[str]):
+    assert plan(capsys, "--preset", "training-free")["context_tokens"] == 18 * 1_560 + 273
+
+
 def test_blocks_of_three_frames(tmp_path: Path):
     video = tmp_path / "out.mp4"
     odd = ["--block", "3", "--sink", "6", "--recent", "3", "--seconds", "1.5"]
@@ -207,6 +258,13 @@ MISTAKES = {
     "no record": (["inspect", "gone.json"], "gone.json cannot be read as JSON"),
     "no compressor": (["generate", "--prompt", "a cat", "--compressor", "gone.safetensors"], "gone.safetensors does"),
     "seed": (["generate", "--prompt", "a cat", "--seed", "-1"], "The seed must lie between 0 and 2^64 - 1, but it is"),
+    "timesteps": (["generate", "--prompt", "a cat", "--timesteps", "1000,1200"], "at most at 1000, but one is 1200"),
+    "rising timesteps": (["generate", "--prompt", "a cat", "--timesteps", "500,1000"], "must fall from step to step"),
+    "words for timesteps": (["generate", "--prompt", "a cat", "--first-timesteps", "x"], "Timesteps are numbers with"),
+    "steps and timesteps": (
+        ["generate", "--prompt", "a cat", "--timesteps", "1000", "--steps", "2"],
+        "Both --timesteps and --steps say how many steps there are: leave one of them out.",
+    ),
     "steps": (["generate", "--prompt", "a cat", "--steps", "0"], "0"),
     "device": (["generate", "--prompt", "a cat", "--device", "toaster"], "toaster"),
 }

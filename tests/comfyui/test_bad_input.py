@@ -145,6 +145,20 @@ def with_a_start_for_two(prompt: Prompt) -> Node:
     return prompt.sampler(positive=prompt.add("PackForcingConditioningAt", conditioning=both[0], start="0:01")[0])
 
 
+def with_timesteps(timesteps: str, first: str = "") -> Callable[[Prompt], Node]:
+    def build(prompt: Prompt) -> Node:
+        own = {"flavour": "custom", "timesteps": timesteps, "first_block_timesteps": first, "shift": 5.0, "warp": True}
+        return prompt.sampler(schedule=prompt.add("PackForcingTimesteps", **own)[0])
+
+    return build
+
+
+def with_karras_sigmas(prompt: Prompt) -> Node:
+    """Noise levels of an older kind of model, from 14 down."""
+    levels = {"steps": 4, "sigma_max": 14.6, "sigma_min": 0.03, "rho": 7.0}
+    return prompt.sampler(schedule=prompt.add("KarrasScheduler", **levels)[0])
+
+
 def with_unlike_videos(prompt: Prompt) -> None:
     a, b = prompt.sampler(seconds=0.2), prompt.sampler(seconds=0.2, width=80)
     both = prompt.add("PackForcingSideBySide", video_1=a[1], video_2=b[1], label_1="small", label_2="large")
@@ -338,6 +352,12 @@ RUN_MISTAKES = [
         ("A video of 16384x16384 needs about ", " beside the model's weights, but cpu has ", " takes "),
     ),
     Mistake(
+        "sigmas of another kind of model",
+        with_karras_sigmas,
+        SAMPLER,
+        ("must lie above 0 and at most at 1, but one is 14.6", "use those of a flow model such as Wan"),
+    ),
+    Mistake(
         "a latent of another size to go on from",
         going_on_from(width=96, length=5),
         SAMPLER,
@@ -444,6 +464,25 @@ REFUSED = [
         "The name of a file in the output folder is like packforcing/cache, but it is '../secret': use letters",
     ),
     ("blend of 0 blocks", sampler(blend_blocks=0), SAMPLER, "blend_blocks"),
+    (
+        "rising timesteps",
+        with_timesteps("500, 1000"),
+        "PackForcingTimesteps",
+        "Noise levels must fall from step to step, but 1000 follows 833.333 (as timesteps of 1000)",
+    ),
+    (
+        "words for timesteps",
+        with_timesteps("1000", "fast"),
+        "PackForcingTimesteps",
+        "Timesteps are numbers with commas between, such as 1000, 757, 522, but they are 'fast'.",
+    ),
+    ("no timesteps", with_timesteps(" "), "PackForcingTimesteps", "Denoising takes at least 1 step, but 0 were asked"),
+    (
+        "a timestep out of range",
+        with_timesteps("2000, 500"),
+        "PackForcingTimesteps",
+        "A timestep must lie above 0 and at most at 1000, but one is 2000.",
+    ),
     ("unknown switch", sampler(prompt_switch="fade"), SAMPLER, "fade"),
     ("block 0", sampler({"block_frames": 0}), "PackForcingCacheConfig", "A block needs at least 1 latent frame, but"),
     (

@@ -46,6 +46,8 @@ NODES = {
     "PackForcingPromptSchedule",
     "PackForcingConditioningAt",
     "PackForcingSideBySide",
+    "PackForcingCachePreset",
+    "PackForcingTimesteps",
 }
 INSPECTOR = "PackForcingCacheInspector"
 WORKFLOWS = ("quickstart", "memory", "wan2.1-1.3b")

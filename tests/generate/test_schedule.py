@@ -11,12 +11,17 @@ from torch import Tensor
 from packforcing.errors import PackForcingError
 from packforcing.generate.sampling import Sampling
 from packforcing.generate.schedule import (
+    Step,
     denoising_step,
     euler_update,
+    even_schedule,
     few_step_update,
-    level_pairs,
+    parse_timesteps,
     predicted_x0,
+    schedule_of_sigmas,
+    schedule_of_timesteps,
     sigmas,
+    timesteps_text,
 )
 
 LEVELS = [(1.0, 0.9375), (0.9375, 0.8333), (0.8333, 0.625), (0.625, 0.0)]
@@ -158,7 +163,7 @@ def test_a_step_draws_noise_only_where_its_update_needs_some(update: str, next_s
         drawn.append(noise)
         return noise
 
-    found = denoising_step(x, velocity, 1.0, next_sigma, update, draw)
+    found = denoising_step(x, velocity, Step(1.0, 1.0, next_sigma), update, draw)
     # x0 is 3 - 1 * 2 = 1; halfway to the noise is 0; halfway back along the velocity is 3 - 0.5 * 2 = 2.
     expected = {("few-step", 0.5): 0.0, ("few-step", 0.0): 1.0, ("euler", 0.5): 2.0}[update, next_sigma]
     assert torch.equal(found, torch.full((2,), expected))
@@ -167,7 +172,7 @@ def test_a_step_draws_noise_only_where_its_update_needs_some(update: str, next_s
 
 def test_the_last_level_leads_to_zero() -> None:
     levels = sigmas(4, 5.0)
-    assert level_pairs(4, 5.0) == list(zip(levels, [*levels[1:], 0.0], strict=True))
+    assert even_schedule(4, 5.0).steps(3) == list(zip(levels, levels, [*levels[1:], 0.0], strict=True))
 
 
 @pytest.mark.parametrize("steps", [1001, 2**31, 10**30])
@@ -189,3 +194,88 @@ def test_steps_and_seeds_are_whole_numbers(value: object):
 def test_the_shift_is_a_number(shift: object):
     with pytest.raises(PackForcingError, match=r"^The flow shift must be a number"):
         Sampling(shift=shift)
+
+
+# --- lists of one's own ------------------------------------------------------------------------------------
+
+
+def test_warped_timesteps_are_the_even_steps_levels():
+    """To float32, in which Self-Forcing's scheduler computes them."""
+    found = [step.sigma for step in schedule_of_timesteps([1000, 750, 500, 250], shift=5.0).steps(1)]
+    assert found == pytest.approx(sigmas(4, 5.0), rel=2e-7)
+
+
+def test_unwarped_timesteps_are_told_as_they_are_and_take_the_nearest_noise_level():
+    steps = schedule_of_timesteps([1000, 757, 522], shift=8.0, warp=False).steps(1)
+    assert [1000 * step.told for step in steps] == [1000, 757, 522]
+    # Of 8 s / (1 + 7 s) with s in thousandths: s = 0.28 and 0.12.
+    assert [step.sigma for step in steps] == pytest.approx([1, 2.24 / 2.96, 0.96 / 1.84], rel=1e-6)
+    assert [step.next_sigma for step in steps] == [steps[1].sigma, steps[2].sigma, 0]
+
+
+def test_the_first_block_may_have_its_own_steps():
+    schedule = schedule_of_timesteps([1000, 500], [1000, 750, 500, 250])
+    sampling = Sampling(schedule=schedule)
+    assert [len(sampling.steps_of(block)) for block in range(4)] == [4, 2, 2, 2]
+    assert sampling.timesteps_of(0) == pytest.approx([1000, 937.5, 2500 / 3, 625])
+    assert sampling.more_in_first == 2
+    assert Sampling().more_in_first == 0
+
+
+def test_a_final_zero_of_sigmas_is_left_out():
+    assert schedule_of_sigmas([1.0, 0.5, 0.0]) == schedule_of_sigmas([1.0, 0.5])
+    assert schedule_of_sigmas([1.0000001, 0.5]) == schedule_of_sigmas([1.0, 0.5])
+    assert schedule_of_sigmas([1.0, 0.5]).steps(0) == [(1.0, 1.0, 0.5), (0.5, 0.5, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("levels", "told"),
+    [
+        ([], r"at least 1 step, but 0 were"),
+        ([0.0], r"at least 1 step, but 0 were"),
+        ([14.6, 3.0, 0.0], r"at most at 1, but one is 14\.6: use those of a flow model"),
+        ([1.0, float("nan")], r"but one is nan"),
+        ([1.0, 0.0, 0.5], r"but one is 0:"),
+        ([0.5, 1.0], r"must fall from step to step, but 1000 follows 500"),
+        ([1.0, 1.0], r"must fall"),
+        ([1.0] * 1001, r"at most 1,000 steps, but 1,001 were"),
+    ],
+    ids=str,
+)
+def test_sigmas_that_are_no_schedule_are_told(levels: list[float], told: str):
+    with pytest.raises(PackForcingError, match=told):
+        schedule_of_sigmas(levels)
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "told"),
+    [
+        ([1001], r"above 0 and at most at 1000, but one is 1001\."),
+        ([1000, 0], r"but one is 0\."),
+        ([1000, -5], r"but one is -5\."),
+        ([float("inf")], r"but one is inf\."),
+        ([1000, 250, 500], r"must fall from step to step, but .* follows"),
+        ([1000, 999.9], r"must fall"),
+        (["1000"], r"A timestep must be a number"),
+        ([1000] * 1001, r"at most 1,000 steps, but 1,001 were"),
+    ],
+    ids=str,
+)
+def test_timesteps_that_are_no_schedule_are_told(timesteps: list[float], told: str):
+    for given in ({"timesteps": timesteps}, {"timesteps": [1000], "first": timesteps}):
+        with pytest.raises(PackForcingError, match=told):
+            schedule_of_timesteps(**given)
+
+
+def test_timesteps_are_read_from_text_and_written():
+    assert parse_timesteps(" 1000, 757,522 ") == parse_timesteps("1000 757 522") == [1000, 757, 522]
+    assert timesteps_text([1000, 757, 2500 / 3]) == "1000, 757, 833.33"
+    assert timesteps_text([1000 - i for i in range(50)]) == "1000, 999, 998, ..., 951 (50 steps)"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("", "at least 1 step"), ("fast", "they are 'fast'"), ("1 " * 2000, "but 2,000 were asked for")]
+)
+def test_text_that_is_no_timesteps_is_told(text: str, told: str):
+    with pytest.raises(PackForcingError, match=told):
+        parse_timesteps(text)
