@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import comfy.model_management
 import comfy.sd
 import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..packforcing.demo.models import COMPRESSOR_NAME, VAE_DTYPE, demo_compressor, demo_transformer, demo_vae
+from ..packforcing.demo.models import COMPRESSOR_NAME, demo_compressor, demo_transformer, demo_vae
+from ..packforcing.devices import fast_dtype
 from ..packforcing.errors import PackForcingError
 from ..packforcing.files.compressor_file import load_compressor
 from ..packforcing.files.wan_checkpoint import load_wan
@@ -166,4 +168,6 @@ class DemoModelsNode(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         model = comfy_model(demo_transformer(), "default", "The demo model")
-        return io.NodeOutput(model, DemoClip(), comfy.sd.VAE(sd=demo_vae(), dtype=VAE_DTYPE))
+        device = comfy.model_management.vae_device()
+        vae = comfy.sd.VAE(sd=demo_vae(device), dtype=fast_dtype(device))
+        return io.NodeOutput(model, DemoClip(), vae)

@@ -140,7 +140,7 @@ def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[Causal
     """The transformer and the VAE that the options name."""
     if options.model == TINY:
         modules = build_wan_modules(SIZES[TINY], demo_transformer())
-        vae = load_vae(demo_vae(), device=options.device)
+        vae = load_vae(demo_vae(options.device), device=options.device)
     else:
         modules = load_wan_modules(options.model, options.weights)
         vae = load_vae(read_state_dict(options.vae)[0], dtype, options.device)
