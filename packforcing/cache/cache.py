@@ -51,7 +51,7 @@ class Cache:
     The life of a block: `begin(i)`; then, in every pass and layer, `attend` with the block's tokens; in the clean pass
     also `attend_compressed` with those of its compressed form; then `end`. In between, the history is what the
     configuration's partition says for block i. The last layer of the clean pass attends to nothing any more, so there
-    it is `store` and `write_compressed`. Right after `begin`, recent blocks may be computed again (`refresh`); and passes
+    it is `store` and `write_compressed`. Right after `begin`, recent blocks may be computed again (`refresh`). Passes
     may be of a part of the block only (`narrow`).
 
     Queries, keys and values are [B, L, H, D]. For generating only: what carries a gradient needs a `GradientCache`.
@@ -159,8 +159,11 @@ class Cache:
         self._open(self.block, self.rotations.current)
 
     def narrow(self, tokens: slice) -> None:
-        """Passes are of these tokens of the current block only, until `widen`. Its tokens before them, which passes have
-        written already, are attended like history; those after them are not attended. The mid blocks must be chosen."""
+        """Passes are of these tokens of the current block only, until `widen`.
+
+        Its tokens before them, which passes have written already, are attended like history; those after them are not
+        attended. Where the queries choose the mid blocks, a pass of the whole block must have done so.
+        """
         self._part, self._place = tokens, self.rotations.current[tokens]
         self._exact.begin(self.block)
 

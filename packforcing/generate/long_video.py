@@ -211,7 +211,7 @@ class LongVideo:
         yield from self._each(latents.split(self.layout.config.block_frames, dim=2))
 
     def _each(self, given: Iterable[Tensor | None]) -> Iterator[Block]:
-        """A block for each item of `given`: from its latents [B, 16, <= T, h, w], or by denoising where that is None."""
+        """A block for each item of `given`: from latents [B, 16, <= T, h, w], or by denoising where that is None."""
         for latents in given:
             try:
                 self._next(latents)
