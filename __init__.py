@@ -9,6 +9,7 @@ from .nodes.loaders import CompressorLoaderNode, DemoModelsNode, ModelLoaderNode
 from .nodes.prompts import ConditioningAtNode, PromptScheduleNode
 from .nodes.sampler import LongVideoSamplerNode
 from .nodes.side_by_side import SideBySideNode
+from .nodes.state import LoadStateNode, SaveStateNode
 
 WEB_DIRECTORY = "./web"
 
@@ -22,6 +23,8 @@ NODE_CLASS_MAPPINGS = {
     "PackForcingPromptSchedule": PromptScheduleNode,
     "PackForcingConditioningAt": ConditioningAtNode,
     "PackForcingSideBySide": SideBySideNode,
+    "PackForcingSaveState": SaveStateNode,
+    "PackForcingLoadState": LoadStateNode,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -34,6 +37,8 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "PackForcingPromptSchedule": "PackForcing Prompt Schedule",
     "PackForcingConditioningAt": "PackForcing Conditioning At",
     "PackForcingSideBySide": "PackForcing Side By Side",
+    "PackForcingSaveState": "PackForcing Save State",
+    "PackForcingLoadState": "PackForcing Load State",
 }
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,20 +12,20 @@ from ..checks import shown
 from ..config import Length
 from ..demo.text import encode_prompt
 from ..errors import PackForcingError
+from ..files.state_file import StatePrompt
 from ..files.weights import read_state_dict
+from ..generate.state import encoded_prompts
 from ..generate.story import (
     SWITCHES,
-    Story,
     TimedPrompt,
     check_story_times,
     check_switch,
     parse_story,
-    story_of,
     story_text,
     timed_prompt,
 )
 from ..known_models import TINY
-from ..model.causal_wan import TextKV, padded_prompt
+from ..model.causal_wan import padded_prompt
 
 
 def add_prompt_options(command: argparse.ArgumentParser) -> None:
@@ -86,11 +85,10 @@ class Prompts:
             return [padded_prompt(only_tensor(prompt.prompt)) for prompt in self.timed]
         return [encode_prompt(prompt.prompt) for prompt in self.timed]
 
-    def story(self, contexts: list[Tensor], embed: Callable[[Tensor], TextKV], length: Length) -> Story:
-        """The story, once there is a model to embed the encoded prompts."""
+    def told(self, length: Length) -> tuple[StatePrompt, ...]:
+        """The prompts, encoded, each with its first block. Raises what `contexts` raises."""
         named = [TimedPrompt(prompt.seconds, "") if self.encoded else prompt for prompt in self.timed]
-        texts = [embed(context) for context in contexts]
-        return story_of(named, texts, length.fps, length.block_frames, self.switch, self.blend_blocks)
+        return encoded_prompts(named, self.contexts(), length.fps, length.block_frames)
 
 
 def prompts_of(options: argparse.Namespace, length: Length) -> Prompts:

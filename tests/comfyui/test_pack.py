@@ -46,6 +46,8 @@ NODES = {
     "PackForcingPromptSchedule",
     "PackForcingConditioningAt",
     "PackForcingSideBySide",
+    "PackForcingSaveState",
+    "PackForcingLoadState",
 }
 WORKFLOWS = ("quickstart", "memory", "wan2.1-1.3b")
 FIRST_BLOCK_WITH_MID = 3  # of the tiny video: block 0 is the sink, block 2 is recent, so block 1 is a mid block
