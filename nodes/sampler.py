@@ -7,8 +7,9 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import comfy.utils
@@ -24,7 +25,7 @@ from torch import Tensor
 from ..packforcing.byte_units import readable_bytes
 from ..packforcing.config import LARGEST_SIDE, CacheConfig, FrameSize, Layout, Length, default_temporal_stride
 from ..packforcing.errors import PackForcingError
-from ..packforcing.files.state_file import StatePrompt, VideoState
+from ..packforcing.files.state_file import StatePrompt, VideoState, save_state
 from ..packforcing.files.video import VideoWriter
 from ..packforcing.generate.long_video import LongVideo, VideoModels, VideoSettings
 from ..packforcing.generate.prepare import DeviceMemory, PlannedRun, planned_run, tune_models
@@ -38,7 +39,7 @@ from ..packforcing.generate.story import SWITCHES, check_switch, refresh_passes
 from ..packforcing.model.compressor import Compressor, CompressorChoice
 from . import adapter, types
 from .conditioning import prompts_over_time
-from .files import temporary_video
+from .files import state_folder, temporary_video
 from .start import StartInputs, check_video_latents, start_of
 
 log = logging.getLogger(__name__)
@@ -229,8 +230,9 @@ class LongVideoSamplerNode(io.ComfyNode):
             again = refresh_passes(story, cache_config, 0, blocks)
             progress = Progress(blocks, 0 if start is None else start.blocks(cache_config.block_frames), steps, again)
             video = planned.video(story, progress.on_step)
-            made = run(video, blocks, start, model, progress)
-        return made.outputs(model, video.record, state_of(video, prompts, made.latents, state))
+            as_state = partial(state_of, video, prompts, before=state)
+            made = run(video, blocks, start, model, progress, as_state)
+        return made.outputs(model, video.record, as_state(made.latents))
 
 
 def all_prompts(
@@ -334,8 +336,15 @@ class Made:
         return io.NodeOutput({"samples": adapter.comfy_samples(model, self.latents)}, video, record, state, frames)
 
 
-def run(video: LongVideo, blocks: int, start: Start | None, model, progress: Progress) -> Made:
-    """Makes all blocks, and the video's file.
+def run(
+    video: LongVideo,
+    blocks: int,
+    start: Start | None,
+    model,
+    progress: Progress,
+    as_state: Callable[[Tensor], VideoState],
+) -> Made:
+    """Makes all blocks, and the video's file; `as_state` makes the state of finished latents.
 
     When the run ends early (Cancel, out of memory, NaN), what is finished is kept in the output folder.
     """
@@ -356,7 +365,7 @@ def run(video: LongVideo, blocks: int, start: Start | None, model, progress: Pro
                 last = block.frames
                 progress.show(block.latents, block.frames)
     except BaseException:
-        keep_what_is_done(latents, path, model)
+        keep_what_is_done(latents, path, model, as_state)
         raise
     return Made(torch.cat(latents, dim=2), path, None if last is None else as_images(last[:, :, -MOST_LAST_FRAMES:]))
 
@@ -366,20 +375,29 @@ def as_images(frames: Tensor) -> Tensor:
     return ((frames[0].float() + 1) / 2).clamp(0, 1).permute(1, 2, 3, 0).contiguous().cpu()
 
 
-def keep_what_is_done(latents: list[Tensor], path: Path | None, model) -> None:
-    """Moves an unfinished run's video to the output folder, and its latents beside it in ComfyUI's .latent format."""
+def keep_what_is_done(
+    latents: list[Tensor], path: Path | None, model, as_state: Callable[[Tensor], VideoState]
+) -> None:
+    """Moves an unfinished run's video to the output folder, and its latents beside it in ComfyUI's .latent format.
+
+    Its state goes where Load State finds it.
+    """
     if not latents:
         return
     folder = Path(folder_paths.get_output_directory()) / RESCUE_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
-    samples = adapter.comfy_samples(model, torch.cat(latents, dim=2)).cpu().contiguous()
+    made = torch.cat(latents, dim=2)
+    samples = adapter.comfy_samples(model, made).cpu().contiguous()
     save_file({"latent_tensor": samples, "latent_format_version_0": torch.tensor([])}, folder / f"{name}.latent")
     if path is not None and path.exists():
         shutil.move(path, folder / f"{name}.mp4")
+    state = state_folder() / f"interrupted {name}.safetensors"
+    save_state(state, as_state(made))
     log.warning(
-        "PackForcing: the run ended early; its %d finished blocks are kept as %s (.latent, .mp4). To go on, load the "
-        "latent into continue_from.",
+        "PackForcing: the run ended early; its %d finished blocks are kept as %s (.latent, .mp4). To go on, connect "
+        "PackForcing Load State with %s.",
         len(latents),
         folder / name,
+        state.name,
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import av
 import torch
 from comfy_api.input_impl import VideoFromFile
 from torch import Tensor
@@ -85,8 +87,7 @@ def video_start(video, size: FrameSize, fps: float) -> Start:
         images, rate = parts.images[..., :3], float(parts.frame_rate)
         count = retimed_count(len(images), rate, fps)
         return pixel_start(what, lambda: heard(retimed(images, rate, fps)), count, size)
-    file = temporary_video()
-    video.save_to(str(file))  # copies packets
+    file = saved(video)
     info = probe(file)
 
     def frames() -> Iterator[Tensor]:
@@ -96,6 +97,19 @@ def video_start(video, size: FrameSize, fps: float) -> Start:
             file.unlink(missing_ok=True)
 
     return pixel_start(what, frames, retimed_count(info.frames, info.fps, fps), size)
+
+
+def saved(video: VideoFromFile) -> Path:
+    """A copy of a VIDEO as a temporary file, trimmed where it is trimmed: its packets, not its frames in memory."""
+    file = temporary_video()
+    try:
+        video.save_to(str(file))
+    except (OSError, ValueError, av.error.FFmpegError) as error:
+        raise PackForcingError(
+            f"The start video cannot be copied into an MP4 ({error}): convert it, or connect its images from the core "
+            "node Get Video Components."
+        ) from error
+    return file
 
 
 def heard(frames: Iterable[Tensor]) -> Iterator[Tensor]:

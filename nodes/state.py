@@ -12,9 +12,9 @@ from ..packforcing.checks import shown
 from ..packforcing.errors import PackForcingError
 from ..packforcing.files.state_file import VideoState, load_state, save_state
 from . import types
+from .files import STATES, state_folder
 from .loaders import check_choice
 
-FOLDER = "packforcing_states"  # below the output folder, and below the input folder
 SUFFIX = ".safetensors"
 NAME = re.compile(r"\w[\w .-]{0,99}")
 
@@ -22,7 +22,7 @@ NAME = re.compile(r"\w[\w .-]{0,99}")
 def folders() -> dict[str, Path]:
     """The folders in which states lie, by the mark that their names carry in the list."""
     roots = {"": folder_paths.get_input_directory(), " [output]": folder_paths.get_output_directory()}
-    return {mark: Path(root) / FOLDER for mark, root in roots.items()}
+    return {mark: Path(root) / STATES for mark, root in roots.items()}
 
 
 def state_files() -> dict[str, Path]:
@@ -46,7 +46,7 @@ def check_name(name: str) -> None:
 
 
 def check_file(name: str) -> None:
-    advice = f": choose one of the list, or put it into input/{FOLDER} and press R to refresh"
+    advice = f": choose one of the list, or put it into input/{STATES} and press R to refresh"
     check_choice("state", name, state_files(), advice)
 
 
@@ -58,7 +58,7 @@ class SaveStateNode(io.ComfyNode):
             display_name="PackForcing Save State",
             category=types.CATEGORY,
             description="Saves a video's state, from which the sampler goes on exactly as if it had never stopped: "
-            f"later, after a restart, or on another machine. The file lies in output/{FOLDER}.",
+            f"later, after a restart, or on another machine. The file lies in output/{STATES}.",
             inputs=[
                 types.VideoState.Input("state", tooltip="The state of the Long Video Sampler."),
                 io.String.Input(
@@ -78,8 +78,7 @@ class SaveStateNode(io.ComfyNode):
     @classmethod
     def execute(cls, state: VideoState, name: str) -> io.NodeOutput:
         check_name(name)
-        folder = folders()[" [output]"]
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = state_folder()
         numbers = [int(file.stem[len(name) + 1 :]) for file in folder.glob(f"{name}_*{SUFFIX}") if numbered(file, name)]
         path = folder / f"{name}_{max(numbers, default=0) + 1:05}{SUFFIX}"
         save_state(path, state)
@@ -106,7 +105,7 @@ class LoadStateNode(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=list(state_files()),
-                    tooltip=f"A state in output/{FOLDER}, or one that was put into input/{FOLDER}.",
+                    tooltip=f"A state in output/{STATES}, or one that was put into input/{STATES}.",
                 )
             ],
             outputs=[types.VideoState.Output(display_name="state")],

@@ -100,22 +100,6 @@ def _check_starts(what: str, starts: list[int]) -> None:
         raise PackForcingError(f"A state's {what} must start at block 0 and rise, but they start at {starts[:9]}.")
 
 
-def _check_starts(what: str, starts: list[int]) -> None:
-    """Raises PackForcingError unless they begin at block 0 and rise."""
-    for start in starts:
-        check_whole(f"The start of a state's {what}", start)
-    if starts[:1] != [0] or any(b <= a for a, b in pairwise(starts)):
-        raise PackForcingError(f"A state's {what} must start at block 0 and rise, but they start at {starts[:9]}.")
-
-
-def _check_starts(what: str, starts: list[int]) -> None:
-    """Raises PackForcingError unless they begin at block 0 and rise."""
-    for start in starts:
-        check_whole(f"The start of a state's {what}", start)
-    if starts[:1] != [0] or any(b <= a for a, b in pairwise(starts)):
-        raise PackForcingError(f"A state's {what} must start at block 0 and rise, but they start at {starts[:9]}.")
-
-
 def save_state(path: str | os.PathLike[str], state: VideoState) -> None:
     """Writes a state's file; a run that is stopped midway leaves no half file under `path`.
 

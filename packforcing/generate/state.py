@@ -32,8 +32,8 @@ def model_digest(wan: CausalWan) -> str:
     not matter.
     """
     digest = hashlib.sha256()
-    for module in (*wan.modules.blocks, wan.modules.head):
-        values = module.modulation.detach().to("cpu", torch.bfloat16).contiguous()
+    for modulation in (*(block.modulation for block in wan.modules.blocks), wan.modules.head.modulation):
+        values = modulation.detach().to("cpu", torch.bfloat16).contiguous()
         digest.update(values.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -110,7 +110,7 @@ def _differences(state: VideoState, models: VideoModels, layout: Layout) -> Iter
     compressor = models.compressor.name if models.compressor is not None and config.top_k else "none"
     shapes = [f"of {shape.layers} layers and width {shape.dim}" for shape in (state.model, wan.shape)]
     sizes = [f"{size.width}x{size.height}" for size in (state.size, layout.size)]
-    pairs = [("the model", *shapes), ("the size", *sizes)]
+    pairs: list[tuple[str, Any, Any]] = [("the model", shapes[0], shapes[1]), ("the size", sizes[0], sizes[1])]
     pairs += [
         (field.name, getattr(state.config, field.name), getattr(config, field.name))
         for field in fields(CacheConfig)
