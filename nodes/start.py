@@ -51,7 +51,14 @@ def start_of(inputs: StartInputs, model, size: FrameSize, fps: float, vae) -> St
         return pixel_start("The start image", lambda: heard(pictures), len(pictures), size)
     if inputs.start_video is not None:
         return video_start(inputs.start_video, size, fps)
-    return None
+    return core_start(model, size)
+
+
+def core_start(model, size: FrameSize) -> Start | None:
+    """The start that core's node ARVideoI2V has put on a MODEL: its picture, encoded."""
+    options = model.model_options.get("transformer_options", {}).get("ar_config", {})
+    samples = options.get("initial_latent")
+    return None if samples is None else latent_start({"samples": samples}, model, size)
 
 
 def latent_start(latent, model, size: FrameSize) -> Start:

@@ -17,6 +17,7 @@ from small_options import SMALL_VIDEO
 
 from packforcing.cli.generate import requested
 from packforcing.cli.main import main, parser
+from packforcing.cli.stopping import Stopping
 from packforcing.demo.models import demo_vae
 from packforcing.files.latent_file import load_latents
 from packforcing.files.state_file import load_state
@@ -69,6 +70,18 @@ def test_a_command_that_was_stopped_goes_on_to_the_bit(monkeypatch: pytest.Monke
     resumed = load_file("l.latent")["latent_tensor"]
     assert generate("--seconds", "1.5", "--overlap", overlap, "--latents", "whole.latent") == 0
     assert torch.equal(resumed, load_file("whole.latent")["latent_tensor"])
+
+
+def test_a_second_signal_does_not_wait_and_one_before_the_first_block_neither():
+    heard = Stopping()
+    with pytest.raises(KeyboardInterrupt):
+        heard.hear(signal.SIGTERM, None)
+    heard.making = True
+    heard.hear(signal.SIGTERM, None)
+    with pytest.raises(KeyboardInterrupt):
+        heard.on_step(0, 0)
+    with pytest.raises(KeyboardInterrupt):
+        heard.hear(signal.SIGTERM, None)
 
 
 def test_a_run_stopped_while_it_takes_old_blocks_again_keeps_the_longer_state(monkeypatch: pytest.MonkeyPatch):
