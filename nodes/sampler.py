@@ -230,7 +230,7 @@ class LongVideoSamplerNode(io.ComfyNode):
             again = refresh_passes(story, cache_config, 0, blocks)
             progress = Progress(blocks, 0 if start is None else start.blocks(cache_config.block_frames), steps, again)
             video = planned.video(story, progress.on_step)
-            as_state = partial(state_of, video, prompts, before=state)
+            as_state = partial(state_of, video, prompts)
             made = run(video, blocks, start, model, progress, as_state)
         return made.outputs(model, video.record, as_state(made.latents))
 

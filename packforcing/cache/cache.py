@@ -159,10 +159,9 @@ class Cache:
         self._open(self.block, self.rotations.current)
 
     def narrow(self, tokens: slice) -> None:
-        """Passes are of these tokens of the current block only, until `widen`.
+        """Passes are of these tokens of the current block only, until `widen`. The mid blocks must be chosen.
 
-        Its tokens before them, which passes have written already, are attended like history; those after them are not
-        attended. Where the queries choose the mid blocks, a pass of the whole block must have done so.
+        Its tokens before them, which were written already, are attended like history, and those after them not at all.
         """
         self._part, self._place = tokens, self.rotations.current[tokens]
         self._exact.begin(self.block)
@@ -246,8 +245,8 @@ class Cache:
         self.layers[layer].kv.write(tokens, keys, values, self._place)
 
     def context(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values that the current block attends to, itself included. They are copies where the buffer holds
-        more: for a refreshed block, and for the first part of a block."""
+        """Keys and values that the current block attends to, itself included. Of a refreshed block, and of a block's
+        first part, they are copies."""
         if self._opened == self.block and self._part.stop == self.layout.tokens_per_block:
             return self.layers[layer].kv.read(self._valid)
         slot = self.block_tokens(self._opened).start
@@ -285,8 +284,12 @@ class Cache:
         """
         if self.layers[layer].selected is None:
             with self.timer("selection"):
-                self.layers[layer].selected = chosen = self._choice()
-                self._fill_mid_slots(layer, chosen)
+                self.choose(layer, self._choice())
+
+    def choose(self, layer: int, chosen: list[int]) -> None:
+        """Fills the mid slots with these mid blocks, which the current block then attends to."""
+        self.layers[layer].selected = chosen
+        self._fill_mid_slots(layer, chosen)
 
     def _choice(self) -> list[int]:
         mids, count = self.partition.mid, self.config.attended_mids(self.block)

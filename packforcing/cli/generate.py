@@ -243,7 +243,7 @@ def keep(options: argparse.Namespace, request: Request, video: LongVideo, latent
         save_latents(options.latents, denormalise(latents))
     before = request.state
     if options.save_state and (before is None or latents.shape[2] >= before.latents.shape[2]):  # else it would lose
-        save_state(options.save_state, state_of(video, request.told, latents, before))
+        save_state(options.save_state, state_of(video, request.told, latents))
 
 
 def show_progress(done: int, blocks: int, elapsed: float) -> None:

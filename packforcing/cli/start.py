@@ -17,7 +17,7 @@ from ..files.latent_file import SUFFIXES, check_latent_path, load_latents
 from ..files.state_file import VideoState, check_state_path, is_state, load_state
 from ..files.weights import SAFETENSORS_SUFFIXES
 from ..generate.start import Start, pixel_start, retimed, retimed_count
-from ..generate.state import made_by
+from ..generate.state import selected_of
 from ..model.vae import normalise
 
 
@@ -69,7 +69,7 @@ def is_state_file(file: str) -> bool:
 def start_of(options: argparse.Namespace, state: VideoState | None, size: FrameSize) -> Start | None:
     """The start that the options name. Raises PackForcingError for a file that cannot be one."""
     if state is not None:
-        return Start("The state", state.latents.shape[2], lambda vae: state.latents, made_by(state))
+        return Start("The state", state.latents.shape[2], lambda vae: state.latents, selected_of(state))
     if options.start_image is not None:
         picture = read_picture(options.start_image)
         return pixel_start("The start image", lambda: [picture], 1, size)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,9 +36,9 @@ def save_latents(path: str | os.PathLike[str], raw: Tensor) -> None:
     try:
         save_file({LATENTS: raw.cpu().contiguous(), VERSION: torch.tensor([])}, partial)
         partial.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise PackForcingError(
-            f"The latents cannot be written to {path} ({error.strerror}): free some space, or choose another folder."
+            f"The latents cannot be written to {path} ({error}): free some space, or choose another folder."
         ) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -52,7 +52,7 @@ def load_latents(path: str | os.PathLike[str]) -> Tensor:
     try:
         with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-    except Exception as error:  # the reader's own exception type has no public base class
+    except (OSError, SafetensorError) as error:
         reason = str(error).split("\n")[0].rstrip(".")[:160]
         raise PackForcingError(
             f"{path} is damaged, incomplete or no file of latents ({reason}): {DOWNLOAD_AGAIN}, or choose another."

@@ -1,9 +1,8 @@
 """The state of a video as a file: what a run needs to go on from it. Its format, and what is refused.
 
-It holds the latents of all blocks, the encoded prompts, and what they were made with. A run that goes on takes the
-blocks from the latents again, which gives the cache that made them (`LongVideo.replay`), to the bit on the same
-machine.
-It is a safetensors file; nothing in it is ever run.
+It holds the latents of all blocks, the mid blocks that they attended to, the encoded prompts, and what they were made
+with. A run that goes on takes the blocks from the latents again, which gives the cache that made them
+(`LongVideo.replay`), to the bit on the same machine. It is a safetensors file; nothing in it is ever run.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,7 +27,7 @@ from .weights import DOWNLOAD_AGAIN, SAFETENSORS_SUFFIXES, read_state_dict, some
 
 STATE_KEY = "packforcing.state"
 STATE_VERSION = 1
-LATENTS = "latents"
+LATENTS, SELECTED = "latents", "selected"
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,6 @@ class StatePrompt:
     start: int  # first block
     prompt: str  # its words; "" where they are not known
     context: Tensor  # [1, L, width]
-
-
-@dataclass(frozen=True)
-class StateSampling:
-    """How the blocks of a run were denoised. A video that went on with another seed, say, has several."""
-
-    start: int  # first block
-    options: Mapping[str, Any]  # the fields of `generate.sampling.Sampling`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,19 +53,18 @@ class VideoState:
     config: CacheConfig
     size: FrameSize
     temporal_stride: int  # the compressor's
-    samplings: tuple[StateSampling, ...]
     prompt_switch: str
     blend_blocks: int
     prompts: tuple[StatePrompt, ...]
     latents: Tensor  # [B, 16, n * T, h, w], normalised, float32
+    selected: Tensor  # [n, layers, top_k] int32: the mid blocks that each block attended to, oldest first; -1: none
 
     def __post_init__(self) -> None:
         check_whole("The state's temporal stride", self.temporal_stride)
         check_whole("The state's blend_blocks", self.blend_blocks)
         for name, value in asdict(self.model).items():
             check_whole(f"The state's model {name}", value)
-        _check_starts("prompts", [prompt.start for prompt in self.prompts])
-        _check_starts("samplings", [sampling.start for sampling in self.samplings])
+        _check_starts([prompt.start for prompt in self.prompts])
         shape, size = self.latents.shape, self.size
         wanted = (LATENT_CHANNELS, size.latent_height, size.latent_width)
         whole = len(shape) == 5 and shape[2] > 0 and shape[2] % self.config.block_frames == 0
@@ -82,9 +73,7 @@ class VideoState:
                 f"A state's latents must be whole blocks of {self.config.block_frames} frames in float32 with "
                 f"(channels, height, width) {wanted}, but they are {list(shape)} in {str(self.latents.dtype)[6:]}."
             )
-
-        if self.samplings[-1].start >= self.blocks:
-            raise PackForcingError(f"A state's last sampling starts after its {self.blocks} blocks.")
+        _check_selected(self.selected, self.config, (self.blocks, self.model.layers, self.config.top_k))
 
     @property
     def blocks(self) -> int:
@@ -92,12 +81,27 @@ class VideoState:
         return self.latents.shape[2] // self.config.block_frames
 
 
-def _check_starts(what: str, starts: list[int]) -> None:
+def _check_starts(starts: list[int]) -> None:
     """Raises PackForcingError unless they begin at block 0 and rise."""
     for start in starts:
-        check_whole(f"The start of a state's {what}", start)
+        check_whole("The start of a state's prompt", start)
     if starts[:1] != [0] or any(b <= a for a, b in pairwise(starts)):
-        raise PackForcingError(f"A state's {what} must start at block 0 and rise, but they start at {starts[:9]}.")
+        raise PackForcingError(f"A state's prompts must start at block 0 and rise, but they start at {starts[:9]}.")
+
+
+def _check_selected(selected: Tensor, config: CacheConfig, shape: tuple[int, ...]) -> None:
+    """Raises PackForcingError unless each block attended to as many mid blocks as it must, and in order."""
+    if selected.shape != shape or selected.dtype != torch.int32:
+        raise PackForcingError(
+            f"A state's selected mid blocks must be {list(shape)} in int32, but they are {list(selected.shape)} in "
+            f"{str(selected.dtype)[6:]}."
+        )
+    for block, layers in enumerate(selected):
+        mids, count = config.partition(block).mid, config.attended_mids(block)
+        chosen, rest = layers[:, :count], layers[:, count:]
+        inside = bool(((chosen >= mids.start) & (chosen < mids.stop)).all() and (rest == -1).all())
+        if not inside or (chosen.diff(dim=1) < 0).any():
+            raise PackForcingError(f"A state's block {block} attended to mid blocks that cannot be.")
 
 
 def save_state(path: str | os.PathLike[str], state: VideoState) -> None:
@@ -107,20 +111,22 @@ def save_state(path: str | os.PathLike[str], state: VideoState) -> None:
     """
     path = Path(path)
     check_state_path(path)
-    header = {field.name: getattr(state, field.name) for field in fields(state) if field.name != LATENTS}
+    header = {
+        field.name: getattr(state, field.name) for field in fields(state) if field.name not in (LATENTS, SELECTED)
+    }
     for name in ("model", "config", "size"):
         header[name] = asdict(header[name])
-    header["samplings"] = [asdict(sampling) for sampling in state.samplings]
     header["prompts"] = [{"start": prompt.start, "prompt": prompt.prompt} for prompt in state.prompts]
-    tensors = {f"prompt.{i}": prompt.context for i, prompt in enumerate(state.prompts)} | {LATENTS: state.latents}
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    # Copies, since the same prompt may come twice, and the format knows no shared memory.
+    prompts = {f"prompt.{i}": prompt.context.contiguous().clone() for i, prompt in enumerate(state.prompts)}
+    tensors = {**prompts, LATENTS: state.latents.contiguous(), SELECTED: state.selected.contiguous()}
     partial = path.with_name(f"{path.name}.partial")
     try:
         save_file(tensors, partial, metadata={STATE_KEY: json.dumps({"format_version": STATE_VERSION, **header})})
         partial.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise PackForcingError(
-            f"The state cannot be written to {path} ({error.strerror}): free some space, or choose another folder."
+            f"The state cannot be written to {path} ({error}): free some space, or choose another folder."
         ) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -177,14 +183,14 @@ def _parsed(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> VideoState
         StatePrompt(told["start"], str(told["prompt"]), tensors[f"prompt.{i}"])
         for i, told in enumerate(header.pop("prompts"))
     ]
-    if len(tensors) != len(prompts) + 1 or any(prompt.context.ndim != 3 for prompt in prompts):
+    if len(tensors) != len(prompts) + 2 or any(prompt.context.ndim != 3 for prompt in prompts):
         raise ValueError("its tensors are not the latents and the prompts")
-    samplings = tuple(StateSampling(told["start"], dict(told["options"])) for told in header.pop("samplings"))
     kinds = {"model": ModelShape, "config": CacheConfig, "size": FrameSize}
     parts = {name: kind(**header.pop(name)) for name, kind in kinds.items()}
     for name in ("digest", "dtype", "compressor", "prompt_switch"):
         header[name] = str(header[name])
-    return VideoState(**header, **parts, prompts=tuple(prompts), samplings=samplings, latents=tensors[LATENTS])
+    latents, selected = tensors[LATENTS], tensors[SELECTED]
+    return VideoState(**header, **parts, prompts=tuple(prompts), latents=latents, selected=selected)
 
 
 def _damaged(source: str, error: Exception) -> PackForcingError:

@@ -13,7 +13,7 @@ caller, and the compressor, one block late:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +36,8 @@ from .schedule import denoising_step, level_pairs, sigmas
 from .side_stream import SideStream
 from .stopwatch import Stopwatch
 from .story import Story, as_story
+
+Selected = list[list[int]]  # of a block: for each layer the mid blocks that it attended to, oldest first
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class LongVideo:
         self.wan = wan
         self.story = as_story(text)
         self.layout = layout
-        self.sampling = self._made_by = settings.sampling  # of blocks that are made, and of those that are replayed
+        self.sampling = settings.sampling
         self.compressor = models.compressor
         self.vae = vae
         self.decoder: StreamingDecoder | None = None
@@ -188,15 +190,16 @@ class LongVideo:
         """
         yield from islice(self._each([None] * (count - len(self._unfinished))), count)
 
-    def replay(self, latents: Tensor, sampling: Sampling | None = None) -> Iterator[Block]:
+    def replay(self, latents: Tensor, selected: Sequence[Selected] | None = None) -> Iterator[Block]:
         """Takes the next blocks from latents [B, 16, t, h, w], t > 0, instead of denoising them.
 
-        The cache ends up as if the same seed had made them here, so a run goes on exactly where an earlier one ended.
-        That takes one or two model passes a block instead of all of them. If the latents end within a block, the model
-        makes the rest of that block after them (`_denoise_rest`).
+        The cache ends up as if they had been made here, so a run goes on exactly where an earlier one ended. That takes
+        a model pass a block instead of all of them. If the latents end within a block, the model makes the rest of that
+        block after them (`_denoise_rest`).
 
         Args:
-            sampling: how the latents were made, if not as this run makes blocks.
+            selected: of each whole block, the mid blocks that it attended to. Without them, blocks that had to choose
+                take a second pass: they choose as if this run's seed had made them.
 
         Raises PackForcingError for latents of another size.
         """
@@ -207,14 +210,16 @@ class LongVideo:
             raise PackForcingError(
                 f"The latents to go on from must have (channels, height, width) {wanted}, but they have {found}."
             )
-        self._made_by = sampling or self.sampling
-        yield from self._each(latents.split(self.layout.config.block_frames, dim=2))
+        blocks = latents.split(self.layout.config.block_frames, dim=2)
+        yield from self._each(blocks, selected)
 
-    def _each(self, given: Iterable[Tensor | None]) -> Iterator[Block]:
+    def _each(
+        self, given: Sequence[Tensor | None], selected: Sequence[Selected | None] | None = None
+    ) -> Iterator[Block]:
         """A block for each item of `given`: from latents [B, 16, <= T, h, w], or by denoising where that is None."""
-        for latents in given:
+        for latents, chosen in zip(given, selected or [None] * len(given), strict=True):
             try:
-                self._next(latents)
+                self._next(latents, chosen)
             except BaseException:
                 yield from self._finish(keep=0)
                 raise
@@ -235,7 +240,7 @@ class LongVideo:
             yield Block(made.index, made.latents, frames)
 
     @torch.no_grad()
-    def _next(self, given: Tensor | None) -> None:
+    def _next(self, given: Tensor | None, chosen: Selected | None) -> None:
         """Makes a block, or takes it as given."""
         self._clean_pass()
         index = len(self.record.blocks)
@@ -246,7 +251,7 @@ class LongVideo:
             with self._stopwatch.stretch(record.seconds, "refresh"):
                 self._refresh(index)
         with self._stopwatch.stretch(record.seconds, "denoise"):
-            latents = self._denoise(index) if given is None else self._taken(index, given)
+            latents = self._denoise(index) if given is None else self._taken(index, given, chosen)
         self._check_finite(index, latents)
         made = _Made(index, latents, self._decode(latents, record))
         self._fill(record)
@@ -291,10 +296,14 @@ class LongVideo:
         shape = (LATENT_CHANNELS, self.layout.config.block_frames, size.latent_height, size.latent_width)
         return to_device(torch.randn((self.cache.batch, *shape), generator=generator), self.wan.device)
 
-    def _taken(self, index: int, given: Tensor) -> Tensor:
+    def _taken(self, index: int, given: Tensor, chosen: Selected | None) -> Tensor:
         """Block `index` from its latents, or from those of its first frames: [B, 16, T, h, w]."""
         latents = given.to(self.wan.device, torch.float32)
-        self._select_only(index)
+        self.on_step(index, 0)
+        if chosen is None:
+            self._select_only(index)
+        for layer, mids in enumerate(chosen or ()):
+            self.cache.choose(layer, mids)
         whole = latents.shape[2] == self.layout.config.block_frames
         return latents if whole else torch.cat((latents, self._denoise_rest(index, latents)), dim=2)
 
@@ -330,11 +339,10 @@ class LongVideo:
 
     def _select_only(self, index: int) -> None:
         """Selects mid blocks for block `index` as its denoising would have done: by the queries of the first step."""
-        self.on_step(index, 0)
-        mids, made_by = len(self.cache.partition.mid), self._made_by
+        mids = len(self.cache.partition.mid)
         if self.cache.config.selection == "affinity" and mids > self.cache.config.attended_mids(index) > 0:
-            noise, text = self._noise(noise_generator(made_by.seed, index)), self.story.text(index)
-            self.wan.denoise(noise, sigmas(made_by.steps, made_by.shift)[0], text, self.cache)
+            noise, text = self._noise(noise_generator(self.sampling.seed, index)), self.story.text(index)
+            self.wan.denoise(noise, sigmas(self.sampling.steps, self.sampling.shift)[0], text, self.cache)
 
     def _check_finite(self, index: int, latents: Tensor) -> None:
         if not torch.isfinite(latents).all():

@@ -7,7 +7,7 @@ which they end the model makes the rest (`LongVideo.replay`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,8 +18,7 @@ from torch import Tensor
 from ..config import LATENT_CHANNELS, VAE_TIME_STRIDE, FrameSize
 from ..errors import PackForcingError
 from ..model.vae import StreamingEncoder, WanVAE
-from .long_video import Block, LongVideo
-from .sampling import Sampling
+from .long_video import Block, LongVideo, Selected
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ class Start:
     what: str  # for messages, such as "The start video"
     frames: int  # latent frames
     latents: Callable[[WanVAE | None], Tensor]  # by the run's VAE: [1, 16, frames, h, w], normalised
-    made_by: tuple[tuple[int, Sampling], ...] = ()  # of the runs that made them, if known, each with its first block
+    selected: Sequence[Selected] | None = None  # by the blocks of the run that made them, if that is known
 
     def blocks(self, block_frames: int) -> int:
         """How many blocks it reaches into."""
@@ -50,11 +49,7 @@ def check_start(start: Start, block_frames: int, blocks: int) -> None:
 def started_blocks(video: LongVideo, start: Start | None, blocks: int) -> Iterator[Block]:
     """All blocks of a video: those of its start, and then those that are made."""
     if start is not None:
-        latents, frames = start.latents(video.vae), video.layout.config.block_frames
-        made_by = start.made_by or ((0, video.sampling),)
-        ends = [*(first for first, _ in made_by[1:]), blocks]
-        for (first, sampling), end in zip(made_by, ends, strict=True):
-            yield from video.replay(latents[:, :, first * frames : end * frames], sampling)
+        yield from video.replay(start.latents(video.vae), start.selected)
     yield from video.blocks(blocks - video.next_block)
 
 

@@ -1,14 +1,14 @@
 """Going on from a state: may this run go on from it, and under which prompts.
 
-The blocks that a state holds are taken again under their own prompts, and by the seed that made them: so the history is
-what it was. What comes after them is this run's own.
+The blocks that a state holds are taken again under their own prompts, with the mid blocks that they attended to: so the
+history is what it was. What comes after them is this run's own.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -16,10 +16,9 @@ from torch import Tensor
 
 from ..config import CacheConfig, Layout
 from ..errors import PackForcingError
-from ..files.state_file import StatePrompt, StateSampling, VideoState
+from ..files.state_file import StatePrompt, VideoState
 from ..model.causal_wan import CausalWan, TextKV
-from .long_video import LongVideo, VideoModels
-from .sampling import Sampling
+from .long_video import LongVideo, Selected, VideoModels
 from .story import Story, Stretch, TimedPrompt, start_block
 
 PLACEMENT = ("archive_device", "archive_budget_gb")  # where the archive lies changes no bit
@@ -38,16 +37,10 @@ def model_digest(wan: CausalWan) -> str:
     return digest.hexdigest()[:16]
 
 
-def state_of(
-    video: LongVideo, prompts: Sequence[StatePrompt], latents: Tensor, before: VideoState | None = None
-) -> VideoState:
-    """The state of a video whose finished blocks are `latents` [B, 16, n * T, h, w], normalised.
-
-    Args:
-        prompts: of the whole video.
-        before: the state that it went on from.
-    """
+def state_of(video: LongVideo, prompts: Sequence[StatePrompt], latents: Tensor) -> VideoState:
+    """The state of a video under these prompts; its finished blocks are `latents` [B, 16, n * T, h, w], normalised."""
     record, layout = video.record, video.layout
+    blocks = latents.shape[2] // layout.config.block_frames
     return VideoState(
         model=record.model,
         digest=model_digest(video.wan),
@@ -56,42 +49,25 @@ def state_of(
         config=layout.config,
         size=layout.size,
         temporal_stride=layout.temporal_stride,
-        samplings=_samplings_of(latents.shape[2] // layout.config.block_frames, before, asdict(video.sampling)),
         prompt_switch=record.prompt_switch,
         blend_blocks=video.story.blend_blocks,
         prompts=tuple(replace(prompt, context=prompt.context.cpu()) for prompt in prompts),
         latents=latents.cpu(),
+        selected=_padded(
+            [block.selected for block in record.blocks[:blocks]], record.model.layers, layout.config.top_k
+        ),
     )
 
 
-def _samplings_of(blocks: int, before: VideoState | None, options: dict[str, Any]) -> tuple[StateSampling, ...]:
-    """The samplings of so many blocks, which went on from a state, perhaps not yet to its end, with these options."""
-    if before is None:
-        return (StateSampling(0, options),)
-    made = tuple(sampling for sampling in before.samplings if sampling.start < blocks)
-    same = _as_saved(made[-1].options) == options
-    return made if same or blocks <= before.blocks else (*made, StateSampling(before.blocks, options))
+def _padded(selected: Sequence[Selected], layers: int, top_k: int) -> Tensor:
+    """What each block and layer selected, as [n, layers, top_k] int32, filled up with -1."""
+    rows = [[mids + [-1] * (top_k - len(mids)) for mids in block] for block in selected]
+    return torch.tensor(rows, dtype=torch.int32).reshape(len(rows), layers, top_k)
 
 
-def made_by(state: VideoState) -> tuple[tuple[int, Sampling], ...]:
-    """The samplings that made a state's blocks, each with its first block.
-
-    Raises PackForcingError for an option that is unknown or out of range.
-    """
-    known = {field.name for field in fields(Sampling)}
-    for sampling in state.samplings:
-        if set(sampling.options) - known:
-            odd = min(set(sampling.options) - known)
-            raise PackForcingError(
-                f"The state was made with the sampling option '{odd[:40]}', which is not known here: update "
-                "PackForcing."
-            )
-    return tuple((sampling.start, Sampling(**_as_saved(sampling.options))) for sampling in state.samplings)
-
-
-def _as_saved(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as they were before JSON made lists of their tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+def selected_of(state: VideoState) -> list[Selected]:
+    """The mid blocks that a state's blocks attended to, as `LongVideo.replay` takes them."""
+    return [[[mid for mid in layer if mid >= 0] for layer in block] for block in state.selected.tolist()]
 
 
 def check_fits(state: VideoState, models: VideoModels, layout: Layout) -> None:
@@ -101,7 +77,6 @@ def check_fits(state: VideoState, models: VideoModels, layout: Layout) -> None:
             f"The state was made with {name} {made}, but this run has {now}: set it as it was, or go on from saved "
             "latents, which fit any run of the same size."
         )
-    made_by(state)
 
 
 def _differences(state: VideoState, models: VideoModels, layout: Layout) -> Iterator[tuple[str, Any, Any]]:

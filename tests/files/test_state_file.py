@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from packforcing.errors import PackForcingError
 from packforcing.files.state_file import (
     STATE_KEY,
     StatePrompt,
-    StateSampling,
     VideoState,
     is_state,
     load_state,
     save_state,
 )
+
+# Blocks 0 is the sink, and the one before is recent: block 2 attends to none, block 3 to block 1.
+SELECTED = torch.full((4, 2, 3), -1, dtype=torch.int32)
+SELECTED[3, :, 0] = 1
 
 
 def small_state() -> VideoState:
@@ -32,14 +36,14 @@ def small_state() -> VideoState:
         digest="0123456789abcdef",
         dtype="float32",
         compressor="none",
-        config=CacheConfig(block_frames=2, sink_frames=2, recent_frames=2),
+        config=CacheConfig(block_frames=2, sink_frames=2, recent_frames=2, top_k=3),
         size=FrameSize(64, 64),
         temporal_stride=1,
-        samplings=(StateSampling(0, {"seed": 2**64 - 1, "steps": 4, "shift": 5.0, "update": "few-step"}),),
         prompt_switch="keep",
         blend_blocks=2,
         prompts=(StatePrompt(0, "a cat", torch.zeros(1, 3, 8)), StatePrompt(1, "", torch.ones(1, 2, 8))),
-        latents=torch.randn(1, 16, 4, 8, 8),
+        latents=torch.randn(1, 16, 8, 8, 8),
+        selected=SELECTED.clone(),
     )
 
 
@@ -58,8 +62,8 @@ def rewrite(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], ob
     save_file(tensors, path, metadata={STATE_KEY: json.dumps(header)})
 
 
-def test_a_seed_of_64_bits_survives(path):
-    assert load_state(path).samplings[0].options["seed"] == 2**64 - 1
+def test_a_whole_state_comes_back(path):
+    assert torch.equal(load_state(path).selected, SELECTED)
     assert is_state(path)
 
 
@@ -88,16 +92,21 @@ HEADERS: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, Any]], object], 
     "starts": (lambda t, h: h["prompts"][1].update(start=0), "must start at block 0 and rise, but they start at"),
     "text start": (
         lambda t, h: h["prompts"][0].update(start="0"),
-        "The start of a state's prompts must be a whole number",
+        "The start of a state's prompt must be a whole number",
     ),
-    "sampling": (lambda t, h: h.update(samplings=3), "damaged or of another version"),
-    "no sampling": (lambda t, h: h.update(samplings=[]), "A state's samplings must start at block 0"),
+    "no selection": (lambda t, h: t.pop("selected"), "damaged or of another version"),
+    "selection's shape": (lambda t, h: t.update(selected=t["selected"][:2].clone()), r"must be \[4, 2, 3\] in int32"),
+    "selection's type": (lambda t, h: t.update(selected=t["selected"].long()), "in int64"),
+    "a sink selected": (lambda t, h: t["selected"][3, 1, :1].fill_(0), "block 3 attended to mid blocks that cannot be"),
+    "the future selected": (lambda t, h: t["selected"][3, 0, :1].fill_(2**30), "block 3 attended to mid blocks that"),
+    "one too many": (lambda t, h: t["selected"][2, 0, :1].fill_(1), "block 2 attended to mid blocks that cannot be"),
+    "one too few": (lambda t, h: t["selected"].fill_(-1), "block 3 attended to mid blocks that cannot be"),
     "no latents": (lambda t, h: t.pop("latents"), "damaged or of another version"),
     "a tensor more": (lambda t, h: t.update(more=torch.zeros(1)), "damaged or of another version"),
     "broken block": (lambda t, h: t.update(latents=torch.zeros(1, 16, 3, 8, 8)), "whole blocks of 2 frames in float32"),
     "no block": (lambda t, h: t.update(latents=torch.zeros(1, 16, 0, 8, 8)), "whole blocks of 2 frames in float32"),
     "flat": (lambda t, h: t.update(latents=torch.zeros(4)), "whole blocks of 2 frames in float32"),
-    "type": (lambda t, h: t.update(latents=t["latents"].half()), r"\[1, 16, 4, 8, 8\] in float16"),
+    "type": (lambda t, h: t.update(latents=t["latents"].half()), r"\[1, 16, 8, 8, 8\] in float16"),
     "NaN": (lambda t, h: t["latents"].view(-1)[5:6].fill_(float("nan")), "latents that are not finite numbers"),
 }
 
@@ -141,3 +150,25 @@ def test_a_place_where_no_state_can_be_is_refused(tmp_path, name):
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(PackForcingError, match=r"must end in \.safetensors and lie in a folder that exists"):
         save_state(tmp_path / name, small_state())
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(path, monkeypatch):
+    """The older file stays."""
+    before = path.read_bytes()
+
+    def full(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("packforcing.files.state_file.save_file", full)
+    with pytest.raises(PackForcingError, match=r"The state cannot be written to .*No space left on device"):
+        save_state(path, small_state())
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_same_prompt_may_come_twice(tmp_path):
+    state = small_state()
+    prompt = state.prompts[0]
+    save_state(tmp_path / "a.safetensors", replace(state, prompts=(prompt, replace(prompt, start=2))))
+    assert [prompt.start for prompt in load_state(tmp_path / "a.safetensors").prompts] == [0, 2]

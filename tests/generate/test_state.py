@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy_videos import CONFIG, SIZE, ToyVAE, assert_same, causal_wan, latents_of, weights
+from toy_videos import CONFIG, NO_MIDS, SIZE, ToyVAE, assert_same, causal_wan, latents_of, weights
 from wan_reference import TEXT_DIM, TEXT_LENGTH, seeded
 
 from packforcing.config import FrameSize, Layout, ModelShape
 from packforcing.errors import PackForcingError
-from packforcing.files.state_file import StatePrompt, StateSampling, VideoState, load_state, save_state
+from packforcing.files.state_file import StatePrompt, VideoState, load_state, save_state
 from packforcing.generate.long_video import VideoModels
 from packforcing.generate.sampling import Sampling
 from packforcing.generate.start import Start, started_blocks
-from packforcing.generate.state import check_fits, made_by, model_digest, prompts_after, state_of, story_from
+from packforcing.generate.state import check_fits, model_digest, prompts_after, selected_of, state_of, story_from
 from packforcing.model.causal_wan import CausalWan
 from packforcing.model.compressor import Compressor
 
@@ -36,9 +36,9 @@ def made(make, wan, prompts, blocks: int, switch: str = "keep", state: VideoStat
     start = None
     if state is not None:
         check_fits(state, VideoModels(wan, video.vae, video.compressor), video.layout)
-        start = Start("The state", state.latents.shape[2], lambda vae: state.latents, made_by(state))
+        start = Start("The state", state.latents.shape[2], lambda vae: state.latents, selected_of(state))
     found = list(started_blocks(video, start, blocks))
-    return found, state_of(video, all_prompts, latents_of(found), state)
+    return found, state_of(video, all_prompts, latents_of(found))
 
 
 CASES = [
@@ -47,6 +47,7 @@ CASES = [
     ({"config": replace(CONFIG, kv_dtype="fp8_e4m3")}, "refresh"),
     ({"config": replace(CONFIG, sink_frames=0, archive_device="host"), "overlap": True}, "refresh"),
     ({}, "blend"),
+    ({"config": NO_MIDS, "compressor": None}, "keep"),
 ]
 
 
@@ -76,7 +77,7 @@ def test_another_prompt_rules_from_where_the_state_ends(make, wan, tmp_path, swi
 
 
 def test_another_seed_changes_only_what_comes_after(make, wan):
-    """And a state of both seeds goes on to the bit, too: each block is taken again by the seed that made it."""
+    """And a state of both seeds goes on to the bit, too."""
     _, first = made(make, wan, told(0), 6)
     same, _ = made(make, wan, told(0), 11, state=first)
     sampling = Sampling(seed=12, steps=3)
@@ -84,18 +85,30 @@ def test_another_seed_changes_only_what_comes_after(make, wan):
     assert_same(other[:6], same[:6])
     assert not torch.allclose(other[6].latents, same[6].latents, atol=1e-2)
     _, second = made(make, wan, told(0), 9, state=first, sampling=sampling)
-    assert [(part.start, part.options["seed"]) for part in second.samplings] == [(0, 11), (6, 12)]
     again, _ = made(make, wan, told(0), 11, state=second, sampling=sampling)
     assert_same(again, other)
+
+
+def test_a_block_of_a_state_costs_one_pass(make, wan, monkeypatch):
+    """Which mid blocks it attended to is known: also those that had to choose do not choose again."""
+    _, state = made(make, wan, told(0), 9)
+    seen = []
+    video = make(text=story_from(told(0), wan.embed_text), on_step=lambda block, step: seen.append((block, step)))
+    with monkeypatch.context() as patch:
+        patch.setattr(wan, "denoise", None)
+        list(video.replay(state.latents, selected_of(state)))
+    assert len(seen) == 2 * 9 - 1
+    assert [block.selected for block in video.record.blocks] == selected_of(state)
 
 
 def test_a_state_lies_in_host_memory_and_comes_back_whole(make, wan, tmp_path):
     _, state = made(make, wan, told(0, 2), 3)
     save_state(tmp_path / "a.safetensors", state)
     read = load_state(tmp_path / "a.safetensors")
-    for name in ("model", "digest", "dtype", "compressor", "config", "size", "temporal_stride", "samplings"):
+    for name in ("model", "digest", "dtype", "compressor", "config", "size", "temporal_stride"):
         assert getattr(read, name) == getattr(state, name), name
     assert torch.equal(read.latents, state.latents)
+    assert torch.equal(read.selected, state.selected)
     assert read.blocks == 3
     assert all(torch.equal(a.context, b.context) for a, b in zip(read.prompts, state.prompts, strict=True))
     assert list(tmp_path.iterdir()) == [tmp_path / "a.safetensors"], "no half file"
@@ -112,14 +125,12 @@ def state(make, wan) -> VideoState:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model": ModelShape(4, 256, 2)}, "the model of 4 layers and width 256, but this run has of 2 layers"),
+        ({"model": ModelShape(2, 512, 4)}, "the model of 2 layers and width 512, but this run has of 2 layers"),
         ({"digest": "0" * 16}, "the model's weights 0000000000000000, but this run has "),
         ({"dtype": "bfloat16"}, "the type bfloat16, but this run has float32"),
         ({"compressor": "mine.safetensors"}, "the compressor mine.safetensors, but this run has training-free"),
-        ({"config": replace(CONFIG, top_k=3)}, "top_k 3, but this run has 2"),
+        ({"config": replace(CONFIG, head_fraction=1.0)}, r"head_fraction 1\.0, but this run has 0\.5"),
         ({"temporal_stride": 2}, "a temporal stride of 2, but this run has 1"),
-        ({"samplings": (StateSampling(0, {"seed": -1}),)}, "The seed must lie between"),
-        ({"samplings": (StateSampling(0, {"colour": 1}),)}, "the sampling option 'colour', which is not known here"),
     ],
     ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else "",
 )
