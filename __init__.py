@@ -9,6 +9,7 @@ from .nodes.loaders import CompressorLoaderNode, DemoModelsNode, ModelLoaderNode
 from .nodes.prompts import ConditioningAtNode, PromptScheduleNode
 from .nodes.sampler import LongVideoSamplerNode
 from .nodes.side_by_side import SideBySideNode
+from .nodes.state import LoadStateNode, SaveStateNode
 from .nodes.timesteps import TimestepsNode
 
 WEB_DIRECTORY = "./web"
@@ -25,6 +26,8 @@ NODE_CLASS_MAPPINGS = {
     "PackForcingSideBySide": SideBySideNode,
     "PackForcingCachePreset": CachePresetNode,
     "PackForcingTimesteps": TimestepsNode,
+    "PackForcingSaveState": SaveStateNode,
+    "PackForcingLoadState": LoadStateNode,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -39,6 +42,8 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "PackForcingSideBySide": "PackForcing Side By Side",
     "PackForcingCachePreset": "PackForcing Cache Preset",
     "PackForcingTimesteps": "PackForcing Timesteps",
+    "PackForcingSaveState": "PackForcing Save State",
+    "PackForcingLoadState": "PackForcing Load State",
 }
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]

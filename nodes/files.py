@@ -13,6 +13,7 @@ from ..packforcing.errors import PackForcingError
 
 NOT_IN_NAMES = frozenset('<>:"|?*\\')  # of files, on some system
 LONGEST_NAME = 200  # characters; systems have 255 bytes, and a counter follows
+STATES = "packforcing_states"  # a folder below ComfyUI's output folder, and below its input folder
 
 
 def temporary_video() -> Path:
@@ -69,3 +70,10 @@ def new_output_file(name: str, suffix: str) -> tuple[Path, OutputPlace]:
     while (path := folder / f"{stem}_{counter:05}{suffix}").exists():
         counter += 1
     return path, OutputPlace("/".join(folders), path.name)
+
+
+def state_folder() -> Path:
+    """The folder for the states of videos in ComfyUI's output folder, which is made if it is missing."""
+    folder = Path(folder_paths.get_output_directory()) / STATES
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

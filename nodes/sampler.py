@@ -7,7 +7,9 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import comfy.utils
@@ -23,24 +25,30 @@ from torch import Tensor
 from ..packforcing.byte_units import readable_bytes
 from ..packforcing.config import LARGEST_SIDE, CacheConfig, FrameSize, Layout, Length, default_temporal_stride
 from ..packforcing.errors import PackForcingError
+from ..packforcing.files.state_file import StatePrompt, VideoState, save_state
 from ..packforcing.files.video import VideoWriter
-from ..packforcing.generate.long_video import Block, LongVideo, VideoModels, VideoSettings
+from ..packforcing.generate.long_video import LongVideo, VideoModels, VideoSettings
 from ..packforcing.generate.prepare import DeviceMemory, PlannedRun, planned_run, tune_models
+from ..packforcing.generate.record import CacheRecord
 from ..packforcing.generate.sampling import Sampling
 from ..packforcing.generate.schedule import MOST_STEPS, UPDATES
 from ..packforcing.generate.side_stream import CHOICES, overlap_wanted
-from ..packforcing.generate.story import SWITCHES, check_switch, refresh_passes, story_of
+from ..packforcing.generate.start import Start, check_start, started_blocks
+from ..packforcing.generate.state import check_fits, encoded_prompts, prompts_after, state_of, story_from
+from ..packforcing.generate.story import SWITCHES, check_switch, refresh_passes
 from ..packforcing.model.compressor import Compressor, CompressorChoice
 from . import adapter, types
 from .conditioning import prompts_over_time
-from .files import temporary_video
+from .files import state_folder, temporary_video
 from .flavours import departing
+from .start import StartInputs, check_video_latents, start_of
 from .timesteps import schedule_given
 
 log = logging.getLogger(__name__)
 
 SIDE = "Pixels, a multiple of 16."
 RESCUE_FOLDER = "packforcing_interrupted"
+MOST_LAST_FRAMES = 16
 
 
 class LongVideoSamplerNode(io.ComfyNode):
@@ -116,8 +124,8 @@ class LongVideoSamplerNode(io.ComfyNode):
                 io.Latent.Input(
                     "continue_from",
                     optional=True,
-                    tooltip="Latents of an earlier run: the video starts with them and goes on to the wanted length. "
-                    "With the seed and settings of that run, it goes on as if it had never stopped.",
+                    tooltip="Latents of any video: this one starts with them and goes on to the wanted length. With "
+                    "the seed and settings of the run that made them, it goes on as if it had never stopped.",
                 ),
                 io.Combo.Input(
                     "prompt_switch",
@@ -142,11 +150,32 @@ class LongVideoSamplerNode(io.ComfyNode):
                     tooltip="Noise levels in place of steps and shift, which are then not used: from PackForcing "
                     "Timesteps, or the SIGMAS of a core node.",
                 ),
+                types.VideoState.Input(
+                    "state",
+                    optional=True,
+                    tooltip="The state of an earlier run, from its output or from PackForcing Load State: the video "
+                    "starts with that run's and goes on to the wanted length, to the bit as if it had never stopped.",
+                ),
+                io.Image.Input(
+                    "start_image",
+                    optional=True,
+                    tooltip="The video begins with this picture: its middle, in the video's shape and size. Needs the "
+                    "VAE.",
+                ),
+                io.MultiType.Input(
+                    "start_video",
+                    [io.Video, io.Image],
+                    optional=True,
+                    tooltip="The video begins with this one, and goes on from its last frame to the wanted length. A "
+                    "VIDEO, or a batch of images at the sampler's fps. Needs the VAE.",
+                ),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent"),
                 io.Video.Output(display_name="video"),
                 types.CacheRecord.Output(display_name="record"),
+                types.VideoState.Output(display_name="state"),
+                io.Image.Output(display_name="last_frames"),
             ],
         )
 
@@ -187,15 +216,19 @@ class LongVideoSamplerNode(io.ComfyNode):
         prompt_switch: str = "keep",
         blend_blocks: int = 2,
         schedule=None,
+        state: VideoState | None = None,
+        start_image=None,
+        start_video=None,
     ) -> io.NodeOutput:
         sampling = Sampling(seed, steps, shift, update, schedule_given(schedule))
         size, blocks = video_size(cache_config, width, height, seconds, fps, latent)
-        given = given_latents(cache_config, size, blocks, continue_from)
-        check_switch(prompt_switch, blend_blocks)
-        prompts = prompts_over_time(positive, fps, cache_config.block_frames, blocks)
+        start = start_of(StartInputs(continue_from, state, start_image, start_video), model, size, fps, vae)
+        prompts = all_prompts(positive, fps, cache_config, blocks, start, state, prompt_switch, blend_blocks)
         tell(departing(model, sampling, cache_config))
         models, layout, patchers = connected(model, vae, compressor, cache_config, size)
         wan = models.wan
+        if state is not None:
+            check_fits(state, models, layout)
         settings = VideoSettings(layout, sampling, fps, overlap=overlap_wanted(overlap, wan.device))
 
         weights = sum(patcher.model_size() for patcher in patchers)
@@ -204,20 +237,37 @@ class LongVideoSamplerNode(io.ComfyNode):
         with out_of_memory_told(planned):
             adapter.load_models(patchers, planned.needed_bytes)
             tune_models(models, layout, attention=False)  # which is ComfyUI's choice, or the user's
-            texts = [wan.embed_text(prompt.context) for prompt in prompts]
-            timed = [prompt.timed for prompt in prompts]
-            story = story_of(timed, texts, fps, cache_config.block_frames, prompt_switch, blend_blocks)
-            again = refresh_passes(story, cache_config, 0, blocks) + (
-                0 if given is not None else sampling.more_in_first
-            )
-            progress = Progress(blocks, len_given(given, cache_config), len(sampling.steps_of(1)), again)
+            story = story_from(prompts, wan.embed_text, prompt_switch, blend_blocks)
+            again = refresh_passes(story, cache_config, 0, blocks) + (sampling.more_in_first if start is None else 0)
+            given = 0 if start is None else start.blocks(cache_config.block_frames)
+            progress = Progress(blocks, given, len(sampling.steps_of(1)), again)
             video = planned.video(story, progress.on_step)
-            samples, path = run(video, blocks, given, model, progress)
+            as_state = partial(state_of, video, prompts)
+            made = run(video, blocks, start, model, progress, as_state)
+        return made.outputs(model, video.record, as_state(made.latents))
 
-        # Only a node that asks for the video is told that there is none.
-        no_video = ExecutionBlocker("The sampler has no VAE and so no video: connect the Wan 2.1 VAE to it.")
-        output = VideoFromFile(str(path)) if path else no_video
-        return io.NodeOutput({"samples": samples}, output, video.record)
+
+def all_prompts(
+    positive,
+    fps: float,
+    config: CacheConfig,
+    blocks: int,
+    start: Start | None,
+    state: VideoState | None,
+    switch: str,
+    blend_blocks: int,
+) -> tuple[StatePrompt, ...]:
+    """The prompts of the whole video, those of a state that it goes on from included.
+
+    Raises PackForcingError for those that cannot be, and for a start that leaves nothing to make.
+    """
+    check_switch(switch, blend_blocks)
+    if start is not None:
+        check_start(start, config.block_frames, blocks)
+    told = prompts_over_time(positive, fps, config.block_frames, blocks)
+    timed, contexts = [prompt.timed for prompt in told], [prompt.context for prompt in told]
+    prompts = encoded_prompts(timed, contexts, fps, config.block_frames)
+    return prompts_after(state, prompts, switch, blend_blocks)
 
 
 def tell(sentences: list[str]) -> None:
@@ -271,39 +321,6 @@ def video_size(
     return size, -(-samples.shape[2] // config.block_frames)
 
 
-def check_video_latents(samples: Tensor, what: str) -> None:
-    if samples.ndim != 5 or samples.shape[0] != 1 or samples.shape[1] != 16 or samples.shape[2] < 1:
-        raise PackForcingError(
-            f"{what} must be one Wan 2.1 video, [1, 16, frames, height, width], but it has the shape "
-            f"{list(samples.shape)}: use the core node EmptyHunyuanLatentVideo with a batch size of 1, say."
-        )
-
-
-def given_latents(config: CacheConfig, size: FrameSize, blocks: int, continue_from) -> Tensor | None:
-    """The samples to go on from, in ComfyUI's convention; checked against the video that they are to start."""
-    if continue_from is None:
-        return None
-    samples = continue_from["samples"]
-    check_video_latents(samples, "The latent to go on from")
-    found = (samples.shape[-1] * 8, samples.shape[-2] * 8)
-    if found != (size.width, size.height) or samples.shape[2] % config.block_frames:
-        raise PackForcingError(
-            f"The latent to go on from must be {size.width}x{size.height} pixels and whole blocks of "
-            f"{config.block_frames} latent frames, but it is {found[0]}x{found[1]} with {samples.shape[2]} frames."
-        )
-    if samples.shape[2] // config.block_frames >= blocks:
-        raise PackForcingError(
-            f"The latent to go on from has {samples.shape[2] // config.block_frames} blocks already, but the video is "
-            f"to have {blocks} in all: ask for more seconds."
-        )
-    return samples
-
-
-def len_given(given: Tensor | None, config: CacheConfig) -> int:
-    """How many blocks are given."""
-    return 0 if given is None else given.shape[2] // config.block_frames
-
-
 class Progress:
     """ComfyUI's progress bar over all model passes, with the newest block's picture; also where Cancel is heard."""
 
@@ -322,52 +339,84 @@ class Progress:
         self._bar.update_absolute(min(self._done, self._passes), self._passes, adapter.preview(latents, frames))
 
 
-def run(video: LongVideo, blocks: int, given: Tensor | None, model, progress: Progress) -> tuple[Tensor, Path | None]:
-    """Makes all blocks; returns LATENT samples and the video's file (None without a VAE).
+@dataclass(frozen=True)
+class Made:
+    """A finished run."""
+
+    latents: Tensor  # of the whole video, [1, 16, T, h, w], normalised, in host memory
+    path: Path | None  # the video's file; None without a VAE
+    last_frames: Tensor | None  # IMAGE [F, H, W, 3]
+
+    def outputs(self, model, record: CacheRecord, state: VideoState) -> io.NodeOutput:
+        """What the node gives. Only a node that asks for pictures is told that there are none."""
+        nothing = ExecutionBlocker("The sampler has no VAE and so no video: connect the Wan 2.1 VAE to it.")
+        video = VideoFromFile(str(self.path)) if self.path else nothing
+        frames = nothing if self.last_frames is None else self.last_frames
+        return io.NodeOutput({"samples": adapter.comfy_samples(model, self.latents)}, video, record, state, frames)
+
+
+def run(
+    video: LongVideo,
+    blocks: int,
+    start: Start | None,
+    model,
+    progress: Progress,
+    as_state: Callable[[Tensor], VideoState],
+) -> Made:
+    """Makes all blocks, and the video's file; `as_state` makes the state of finished latents.
 
     When the run ends early (Cancel, out of memory, NaN), what is finished is kept in the output folder.
     """
     size = video.layout.size
     path: Path | None = None
     latents: list[Tensor] = []
+    last: Tensor | None = None
     try:
         with contextlib.ExitStack() as stack:
             writer = None
             if video.decoder is not None:
                 path = temporary_video()
                 writer = stack.enter_context(VideoWriter(path, video.record.fps, size.width, size.height))
-            for block in all_blocks(video, blocks, given, model):
+            for block in started_blocks(video, start, blocks):
                 if writer is not None:
                     writer.write(block.decoded)
                 latents.append(block.latents.cpu())
+                last = block.frames
                 progress.show(block.latents, block.frames)
     except BaseException:
-        keep_what_is_done(latents, path, model)
+        keep_what_is_done(latents, path, model, as_state)
         raise
-    return adapter.comfy_samples(model, torch.cat(latents, dim=2)), path
+    return Made(torch.cat(latents, dim=2), path, None if last is None else as_images(last[:, :, -MOST_LAST_FRAMES:]))
 
 
-def all_blocks(video: LongVideo, blocks: int, given: Tensor | None, model) -> Iterator[Block]:
-    """The blocks that are given, and then those that are made."""
-    if given is not None:
-        yield from video.replay(adapter.normalised(model, given))
-    yield from video.blocks(blocks - video.next_block)
+def as_images(frames: Tensor) -> Tensor:
+    """Frames [1, 3, F, H, W] in [-1, 1] -> IMAGE [F, H, W, 3] in [0, 1]."""
+    return ((frames[0].float() + 1) / 2).clamp(0, 1).permute(1, 2, 3, 0).contiguous().cpu()
 
 
-def keep_what_is_done(latents: list[Tensor], path: Path | None, model) -> None:
-    """Moves an unfinished run's video to the output folder, and its latents beside it in ComfyUI's .latent format."""
+def keep_what_is_done(
+    latents: list[Tensor], path: Path | None, model, as_state: Callable[[Tensor], VideoState]
+) -> None:
+    """Moves an unfinished run's video to the output folder, and its latents beside it in ComfyUI's .latent format.
+
+    Its state goes where Load State finds it.
+    """
     if not latents:
         return
     folder = Path(folder_paths.get_output_directory()) / RESCUE_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
-    samples = adapter.comfy_samples(model, torch.cat(latents, dim=2)).cpu().contiguous()
+    made = torch.cat(latents, dim=2)
+    samples = adapter.comfy_samples(model, made).cpu().contiguous()
     save_file({"latent_tensor": samples, "latent_format_version_0": torch.tensor([])}, folder / f"{name}.latent")
     if path is not None and path.exists():
         shutil.move(path, folder / f"{name}.mp4")
+    state = state_folder() / f"interrupted {name}.safetensors"
+    save_state(state, as_state(made))
     log.warning(
-        "PackForcing: the run ended early; its %d finished blocks are kept as %s (.latent, .mp4). To go on, load the "
-        "latent into continue_from.",
+        "PackForcing: the run ended early; its %d finished blocks are kept as %s (.latent, .mp4). To go on, connect "
+        "PackForcing Load State with %s.",
         len(latents),
         folder / name,
+        state.name,
     )

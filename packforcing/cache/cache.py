@@ -52,7 +52,8 @@ class Cache:
     The life of a block: `begin(i)`; then, in every pass and layer, `attend` with the block's tokens; in the clean pass
     also `attend_compressed` with those of its compressed form; then `end`. In between, the history is what the
     configuration's partition says for block i. The last layer of the clean pass attends to nothing any more, so there
-    it is `store` and `write_compressed`. Right after `begin`, recent blocks may be computed again (`refresh`).
+    it is `store` and `write_compressed`. Right after `begin`, recent blocks may be computed again (`refresh`). Passes
+    may be of a part of the block only (`narrow`).
 
     Queries, keys and values are [B, L, H, D]. For generating only: what carries a gradient needs a `GradientCache`.
 
@@ -163,9 +164,21 @@ class Cache:
         """Goes on with the current block, which chooses its own mid blocks."""
         self._open(self.block, self.rotations.current)
 
+    def narrow(self, tokens: slice) -> None:
+        """Passes are of these tokens of the current block only, until `widen`. The mid blocks must be chosen.
+
+        Its tokens before them, which were written already, are attended like history, and those after them not at all.
+        """
+        self._part, self._place = tokens, self.rotations.current[tokens]
+        self._exact.begin(self.block)
+
+    def widen(self) -> None:
+        """Passes are of the whole current block again."""
+        self.narrow(slice(0, self.layout.tokens_per_block))
+
     def _open(self, block: int, place: Rotation) -> None:
         """Passes are of this block from now on, whose tokens stand at `place`; no mid block is chosen yet."""
-        self._opened, self._place = block, place
+        self._opened, self._place, self._part = block, place, slice(0, self.layout.tokens_per_block)
         for layer in self.layers:
             layer.selected = layer.affinity = None
         self._exact.begin(self.block)
@@ -233,19 +246,24 @@ class Cache:
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Writes the current block's keys (rotated here) and values [B, N, H, D] into its slot."""
-        self.layers[layer].kv.write(self.block_tokens(self._opened), keys, values, self._place)
+        slot = self.block_tokens(self._opened).start
+        tokens = slice(slot + self._part.start, slot + self._part.stop)
+        self.layers[layer].kv.write(tokens, keys, values, self._place)
 
     def context(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values that the current block attends to, itself included. Of a refreshed block they are copies."""
-        if self._opened == self.block:
+        """Keys and values that the current block attends to, itself included. Of a refreshed block, and of a block's
+        first part, they are copies."""
+        if self._opened == self.block and self._part.stop == self.layout.tokens_per_block:
             return self.layers[layer].kv.read(self._valid)
-        recent = range(self.partition.recent.start, self._opened + 1)
-        return self._gathered(layer, recent, self.mid_tokens)
+        slot = self.block_tokens(self._opened).start
+        recent = range(self.partition.recent.start, self._opened)
+        return self._gathered(layer, recent, slice(slot, slot + self._part.stop), self.mid_tokens)
 
-    def _gathered(self, layer: int, recent: range, tail: slice) -> tuple[Tensor, Tensor]:
-        """Copies of the keys and values of sinks, some recent blocks, and what lies behind all full blocks."""
-        parts = [*map(self.block_tokens, (*self.partition.sink, *recent)), tail]
-        keys, values = (torch.cat([x[:, part] for part in parts], dim=1) for x in self.layers[layer].kv.read(tail.stop))
+    def _gathered(self, layer: int, recent: range, *others: slice) -> tuple[Tensor, Tensor]:
+        """Copies of the keys and values of sinks, some recent blocks, and others, the last of which ends last."""
+        parts = [*map(self.block_tokens, (*self.partition.sink, *recent)), *others]
+        full = self.layers[layer].kv.read(parts[-1].stop)
+        keys, values = (torch.cat([x[:, part] for part in parts], dim=1) for x in full)
         return keys, values
 
     # ------------------------------------------------------------------ selection
@@ -272,8 +290,12 @@ class Cache:
         """
         if self.layers[layer].selected is None:
             with self.timer("selection"):
-                self.layers[layer].selected = chosen = self._choice(self.layers[layer])
-                self._fill_mid_slots(layer, chosen)
+                self.choose(layer, self._choice(self.layers[layer]))
+
+    def choose(self, layer: int, chosen: list[int]) -> None:
+        """Fills the mid slots with these mid blocks, which the current block then attends to."""
+        self.layers[layer].selected = chosen
+        self._fill_mid_slots(layer, chosen)
 
     def _choice(self, layer: LayerCache) -> list[int]:
         mids, count = self.partition.mid, self.config.attended_mids(self.block)

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,22 +27,28 @@ from ..demo.models import demo_compressor, demo_transformer, demo_vae
 from ..devices import memory_of, usable_device
 from ..errors import PackForcingError
 from ..files.compressor_file import load_compressor
+from ..files.latent_file import save_latents
+from ..files.state_file import StatePrompt, VideoState, save_state
 from ..files.weights import read_state_dict
 from ..flavours import NO_FLAVOUR, Flavour
-from ..generate.long_video import LongVideo, VideoModels, VideoSettings
+from ..generate.long_video import Block, LongVideo, VideoModels, VideoSettings
 from ..generate.prepare import DeviceMemory, planned_run, tune_models
 from ..generate.sampling import Sampling
 from ..generate.side_stream import overlap_wanted
+from ..generate.start import Start, check_start, started_blocks
+from ..generate.state import check_fits, prompts_after, state_of, story_from
 from ..inspector import numbers_json, picture, report
 from ..known_models import KNOWN_MODELS, SIZES, TINY
 from ..model.causal_wan import CausalWan
 from ..model.compressor import TRAINING_FREE, CompressorChoice
 from ..model.load import check_speed, load_wan_modules, make_causal_wan
-from ..model.vae import WanVAE, load_vae
+from ..model.vae import WanVAE, denormalise, load_vae
 from ..model.wan_modules import build_wan_modules
 from .options import Commands, add_speed_options
 from .prompts import Prompts, add_prompt_options, prompts_of
 from .sampling import add_sampling_options, chosen_flavour, requested_sampling, tell_flavour
+from .start import add_start_options, check_kept, start_of, state_to_go_on_from
+from .stopping import stopping
 
 if TYPE_CHECKING:
     from ..files.video import VideoWriter
@@ -60,6 +67,7 @@ def add_command(commands: Commands) -> None:
     command.add_argument("--device", default=default_device())
     command.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
     add_speed_options(command)
+    add_start_options(command)
     command.add_argument("--output", default="out.mp4", help="the MP4 to write")
     command.add_argument("--report", help="a JSON file for the cache's record, as the Cache Inspector writes it")
     command.add_argument("--picture", help="a PNG file for the inspector's picture")
@@ -93,6 +101,21 @@ class Request:
     compressor: CompressorChoice
     prompts: Prompts
     flavour: Flavour | None  # of the checkpoint, where it is known
+    start: Start | None
+    state: VideoState | None  # that the video goes on from
+
+    def encoded(self) -> tuple[StatePrompt, ...]:
+        """The prompts of the whole video, encoded. Raises what `prompts_after` raises."""
+        prompts = self.prompts
+        return prompts_after(self.state, prompts.told(self.length), prompts.switch, prompts.blend_blocks)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A video of which no block is made yet."""
+
+    video: LongVideo
+    told: tuple[StatePrompt, ...]  # its prompts, encoded
 
 
 def requested(options: argparse.Namespace) -> Request:
@@ -112,7 +135,13 @@ def requested(options: argparse.Namespace) -> Request:
     check_folder(options.picture, "picture")
     choice = compressor_choice(options, config)
     layout = Layout(config, size, choice.temporal_stride(config.block_frames))
-    return Request(layout, length, sampling, device, dtype_of(options.dtype, device), choice, prompts, flavour)
+    check_kept(options)
+    state = state_to_go_on_from(options)
+    start = start_of(options, state, size)
+    if start is not None:
+        check_start(start, config.block_frames, length.blocks)
+    dtype = dtype_of(options.dtype, device)
+    return Request(layout, length, sampling, device, dtype, choice, prompts, flavour, start, state)
 
 
 def compressor_choice(options: argparse.Namespace, config: CacheConfig) -> CompressorChoice:
@@ -140,19 +169,22 @@ def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[Causal
     return make_causal_wan(modules, options.device, dtype, options.linear_dtype, options.compile), vae
 
 
-def prepared(options: argparse.Namespace, request: Request) -> LongVideo:
+def prepared(options: argparse.Namespace, request: Request) -> Prepared:
     """Loads the models and prepares them for the video. Raises PackForcingError when it does not fit the device."""
-    contexts = request.prompts.encode()  # first: what encodes them is then gone before the transformer is loaded
+    told = request.encoded()  # first: what encodes them is then gone before the transformer is loaded
     wan, vae = load_models(options, request.dtype)
     layout, device = request.layout, request.device
     compressor = request.compressor.build(layout.config.block_frames, wan.shape.dim, options.device)
     models = VideoModels(wan, vae, compressor)
+    if request.state is not None:
+        check_fits(request.state, models, layout)
     overlap = overlap_wanted(options.overlap, device)
     settings = VideoSettings(layout, request.sampling, options.fps, overlap=overlap)
     memory = DeviceMemory(str(device), memory_of(device))
-    planned = planned_run(models, settings, request.length.blocks, memory, len(contexts))
+    planned = planned_run(models, settings, request.length.blocks, memory, len(told))
     tune_models(models, layout, compiled=options.compile)
-    return planned.video(request.prompts.story(contexts, wan.embed_text, request.length))
+    story = story_from(told, wan.embed_text, request.prompts.switch, request.prompts.blend_blocks)
+    return Prepared(planned.video(story), told)
 
 
 # --- the video -------------------------------------------------------------------------------------------------
@@ -166,17 +198,26 @@ def run(options: argparse.Namespace) -> None:
     tags = {"comment": comment} if comment else {}
     from ..files.video import VideoWriter  # needs av, which `plan` and `bench` can do without
 
-    with VideoWriter(options.output, options.fps, size.width, size.height, metadata=tags) as writer:
-        video = prepared(options, request)
+    with (
+        stopping() as heard,
+        VideoWriter(options.output, options.fps, size.width, size.height, metadata=tags) as writer,
+    ):
+        ready = prepared(options, request)
+        video = ready.video
         tell_flavour(request.flavour, request.sampling, request.layout.config)
+        video.on_step = heard.on_step
         start = time.perf_counter()
-        write_blocks(video, request.length.blocks, writer, start)
+        latents: list[torch.Tensor] = []
+        try:
+            heard.making = True
+            for block in written_blocks(video, request, writer, start):
+                latents.append(block.latents.cpu())
+        finally:
+            heard.making = False
+            if latents:
+                keep(options, request, ready, torch.cat(latents, dim=2))
     elapsed = time.perf_counter() - start
 
-    if options.report:
-        Path(options.report).write_text(numbers_json(video.record), encoding="utf-8")
-    if options.picture:
-        picture(video.record).save(options.picture, format="PNG")
     summary: dict[str, Any] = {
         "output": str(options.output),
         "frames": writer.frames,
@@ -191,11 +232,26 @@ def run(options: argparse.Namespace) -> None:
     print(json.dumps(summary) if options.json else f"{report(video.record)}\n\nwritten: {options.output}")
 
 
-def write_blocks(video: LongVideo, count: int, writer: VideoWriter, start: float) -> None:
+def written_blocks(video: LongVideo, request: Request, writer: VideoWriter, start: float) -> Iterator[Block]:
     """Makes the blocks and writes each one's frames; `start` is when that began, for the progress."""
-    for block in video.blocks(count):
+    count = request.length.blocks
+    for block in started_blocks(video, request.start, count):
         writer.write(block.decoded)
         show_progress(block.index + 1, count, time.perf_counter() - start)
+        yield block
+
+
+def keep(options: argparse.Namespace, request: Request, ready: Prepared, latents: torch.Tensor) -> None:
+    """Writes what was asked for beside the video, of its finished blocks: latents [1, 16, n * T, h, w], normalised."""
+    if options.report:
+        Path(options.report).write_text(numbers_json(ready.video.record), encoding="utf-8")
+    if options.picture:
+        picture(ready.video.record).save(options.picture, format="PNG")
+    if options.latents:
+        save_latents(options.latents, denormalise(latents))
+    before = request.state
+    if options.save_state and (before is None or latents.shape[2] >= before.latents.shape[2]):  # else it would lose
+        save_state(options.save_state, state_of(ready.video, ready.told, latents))
 
 
 def show_progress(done: int, blocks: int, elapsed: float) -> None:

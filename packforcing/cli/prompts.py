@@ -15,19 +15,18 @@ from ..config import Length
 from ..demo.text import encode_prompt
 from ..errors import PackForcingError
 from ..files.encoded_prompts import read_prompt
+from ..files.state_file import StatePrompt
+from ..generate.state import encoded_prompts
 from ..generate.story import (
     SWITCHES,
-    Story,
     TimedPrompt,
     check_story_times,
     check_switch,
     parse_story,
-    story_of,
     story_text,
     timed_prompt,
 )
 from ..known_models import TINY
-from ..model.causal_wan import TextKV
 from .text import add_text_encoder_options, check_words, tell_cut, tell_work, text_encoder, text_file
 
 
@@ -83,10 +82,9 @@ class Prompts:
             return ""
         return self.timed[0].prompt if len(self.timed) == 1 else story_text(self.timed)
 
-    def story(self, contexts: list[Tensor], embed: Callable[[Tensor], TextKV], length: Length) -> Story:
-        """The story, once there is a model to embed the encoded prompts."""
-        texts = [embed(context) for context in contexts]
-        return story_of(self.timed, texts, length.fps, length.block_frames, self.switch, self.blend_blocks)
+    def told(self, length: Length) -> tuple[StatePrompt, ...]:
+        """The prompts, encoded, each with its first block. Encoding may take long: it is the encoder's whole work."""
+        return encoded_prompts(self.timed, self.encode(), length.fps, length.block_frames)
 
 
 def prompts_of(options: argparse.Namespace, length: Length, device: torch.device) -> Prompts:

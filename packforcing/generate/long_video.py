@@ -13,7 +13,7 @@ caller, and the compressor, one block late:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +36,8 @@ from .schedule import denoising_step
 from .side_stream import SideStream
 from .stopwatch import Stopwatch
 from .story import Story, as_story
+
+Selected = list[list[int]]  # of a block: for each layer the mid blocks that it attended to, oldest first
 
 
 @dataclass(frozen=True)
@@ -191,30 +193,36 @@ class LongVideo:
         """
         yield from islice(self._each([None] * (count - len(self._unfinished))), count)
 
-    def replay(self, latents: Tensor) -> Iterator[Block]:
-        """Takes the next blocks from latents [B, 16, n * T, h, w] instead of denoising them.
+    def replay(self, latents: Tensor, selected: Sequence[Selected] | None = None) -> Iterator[Block]:
+        """Takes the next blocks from latents [B, 16, t, h, w], t > 0, instead of denoising them.
 
-        The cache ends up as if the same seed had made them here, so a run goes on exactly where an earlier one ended.
-        That takes one or two model passes a block instead of all of them.
+        The cache ends up as if they had been made here, so a run goes on exactly where an earlier one ended. That takes
+        a model pass a block instead of all of them. If the latents end within a block, the model makes the rest of that
+        block after them (`_denoise_rest`).
 
-        Raises PackForcingError when the latents are not whole blocks.
+        Args:
+            selected: of each whole block, the mid blocks that it attended to. Without them, blocks that had to choose
+                take a second pass: they choose as if this run's seed had made them.
+
+        Raises PackForcingError for latents of another size.
         """
-        frames = self.layout.config.block_frames
         size = self.layout.size
         wanted = (LATENT_CHANNELS, size.latent_height, size.latent_width)
         found = (latents.shape[1], *latents.shape[3:])
-        if found != wanted or latents.shape[2] % frames:
+        if found != wanted:
             raise PackForcingError(
-                f"The latents to go on from must be whole blocks of {frames} frames with (channels, height, width) "
-                f"{wanted}, but they have {latents.shape[2]} frames with {found}."
+                f"The latents to go on from must have (channels, height, width) {wanted}, but they have {found}."
             )
-        yield from self._each(latents.split(frames, dim=2))
+        blocks = latents.split(self.layout.config.block_frames, dim=2)
+        yield from self._each(blocks, selected)
 
-    def _each(self, given: Iterable[Tensor | None]) -> Iterator[Block]:
-        """A block for each item of `given`: from its latents [B, 16, T, h, w], or by denoising where that is None."""
-        for latents in given:
+    def _each(
+        self, given: Sequence[Tensor | None], selected: Sequence[Selected | None] | None = None
+    ) -> Iterator[Block]:
+        """A block for each item of `given`: from latents [B, 16, <= T, h, w], or by denoising where that is None."""
+        for latents, chosen in zip(given, selected or [None] * len(given), strict=True):
             try:
-                self._next(latents)
+                self._next(latents, chosen)
             except BaseException:
                 yield from self._finish(keep=0)
                 raise
@@ -235,7 +243,7 @@ class LongVideo:
             yield Block(made.index, made.latents, frames)
 
     @torch.no_grad()
-    def _next(self, given: Tensor | None) -> None:
+    def _next(self, given: Tensor | None, chosen: Selected | None) -> None:
         """Makes a block, or takes it as given."""
         self._clean_pass()
         index = len(self.record.blocks)
@@ -246,11 +254,7 @@ class LongVideo:
             with self._stopwatch.stretch(record.seconds, "refresh"):
                 self._refresh(index)
         with self._stopwatch.stretch(record.seconds, "denoise"):
-            if given is None:
-                latents = self._denoise(index)
-            else:
-                latents = given.to(self.wan.device, torch.float32)
-                self._select_only(index, latents)
+            latents = self._denoise(index) if given is None else self._taken(index, given, chosen)
         self._check_finite(index, latents)
         made = _Made(index, latents, self._decode(latents, record))
         self._fill(record)
@@ -295,19 +299,49 @@ class LongVideo:
         shape = (LATENT_CHANNELS, self.layout.config.block_frames, size.latent_height, size.latent_width)
         return to_device(torch.randn((self.cache.batch, *shape), generator=generator), self.wan.device)
 
-    def _denoise(self, index: int) -> Tensor:
-        """Denoises block `index` to normalised latents [B, 16, T, h, w]."""
+    def _taken(self, index: int, given: Tensor, chosen: Selected | None) -> Tensor:
+        """Block `index` from its latents, or from those of its first frames: [B, 16, T, h, w]."""
+        latents = given.to(self.wan.device, torch.float32)
+        self.on_step(index, 0)
+        if chosen is None:
+            self._select_only(index)
+        for layer, mids in enumerate(chosen or ()):
+            self.cache.choose(layer, mids)
+        whole = latents.shape[2] == self.layout.config.block_frames
+        return latents if whole else torch.cat((latents, self._denoise_rest(index, latents)), dim=2)
+
+    def _denoise_rest(self, index: int, held: Tensor) -> Tensor:
+        """The frames of block `index` that follow those that are held, [B, 16, t, h, w] -> [B, 16, T - t, h, w].
+
+        The held ones stay as they are. They pass through the model clean, so the others meet them as they meet all
+        history: a model knows no block of two noise levels. Then the others are denoised as a shorter block.
+        """
+        frames, per_frame = held.shape[2], self.layout.size.tokens_per_frame
+        self.on_step(index, 0)
+        try:
+            self.cache.narrow(slice(0, frames * per_frame))
+            self.wan.clean_pass(held, self.story.text(index), self.cache, None)
+            self.cache.narrow(slice(frames * per_frame, self.layout.tokens_per_block))
+            return self._denoise(index, frames)
+        finally:
+            self.cache.widen()
+
+    def _denoise(self, index: int, first: int = 0) -> Tensor:
+        """Denoises the frames of block `index` from `first` on to normalised latents [B, 16, T - first, h, w]."""
         generator = noise_generator(self.sampling.seed, index)
-        text, x = self.story.text(index), self._noise(generator)
+
+        def noise() -> Tensor:
+            return self._noise(generator)[:, :, first:]
+
+        text, x = self.story.text(index), noise()
         for number, step in enumerate(self.sampling.steps_of(index)):
             self.on_step(index, number)
             velocity = self.wan.denoise(x, step.told, text, self.cache)
-            x = denoising_step(x, velocity, step, self.sampling.update, partial(self._noise, generator))
+            x = denoising_step(x, velocity, step, self.sampling.update, noise)
         return x
 
-    def _select_only(self, index: int, latents: Tensor) -> None:
+    def _select_only(self, index: int) -> None:
         """Selects mid blocks for block `index` as its denoising would have done: by the queries of the first step."""
-        self.on_step(index, 0)
         mids = len(self.cache.partition.mid)
         if self.cache.config.selection == "affinity" and mids > self.cache.config.attended_mids(index) > 0:
             noise, text = self._noise(noise_generator(self.sampling.seed, index)), self.story.text(index)

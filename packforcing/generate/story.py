@@ -228,19 +228,3 @@ def times_text(prompts: Sequence[TimedPrompt], length: Length) -> str:
         rows.append(f"{time_of(prompt.seconds):<10}block {start:<7,}begins at {begins}")
     end = time_of(round(block_seconds(length.blocks, fps, frames), 2))
     return "\n".join([*rows, f"{end:<10}end of {length.blocks:,} blocks"])
-
-
-def story_of(
-    prompts: Sequence[TimedPrompt],
-    texts: Sequence[TextKV],
-    fps: float,
-    block_frames: int,
-    switch: str = "keep",
-    blend_blocks: int = 2,
-) -> Story:
-    """The story of timed prompts and their texts. Raises what `Story` raises."""
-    stretches = (
-        Stretch(start_block(prompt.seconds, fps, block_frames), text, prompt.prompt)
-        for prompt, text in zip(prompts, texts, strict=True)
-    )
-    return Story(tuple(stretches), switch, blend_blocks)

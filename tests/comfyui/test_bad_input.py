@@ -186,15 +186,14 @@ def with_clip_prompt(prompt: Prompt) -> Node:
     return prompt.sampler(positive=prompt.text(clip[0]))
 
 
-def going_on_from(width: int, length: int, cache: dict[str, Any] | None = None) -> Callable[[Prompt], Node]:
+def going_on_from(width: int, length: int) -> Callable[[Prompt], Node]:
     def build(prompt: Prompt) -> Node:
         size = {"width": width, "height": 64, "length": length, "batch_size": 1}
-        return prompt.sampler(cache, continue_from=prompt.add("EmptyHunyuanLatentVideo", **size)[0])
+        return prompt.sampler(continue_from=prompt.add("EmptyHunyuanLatentVideo", **size)[0])
 
     return build
 
 
-BLOCKS_OF_FOUR = {"block_frames": 4, "sink_frames": 4, "recent_frames": 4}
 SAMPLER, MODEL, COMPRESSOR = "PackForcingSampler", "PackForcingModelLoader", "PackForcingCompressorLoader"
 
 RUN_MISTAKES = [
@@ -361,13 +360,7 @@ RUN_MISTAKES = [
         "a latent of another size to go on from",
         going_on_from(width=96, length=5),
         SAMPLER,
-        ("must be 64x64 pixels", "but it is 96x64 with 2 frames"),
-    ),
-    Mistake(
-        "a latent of broken blocks to go on from",
-        going_on_from(width=64, length=5, cache=BLOCKS_OF_FOUR),
-        SAMPLER,
-        ("must be 64x64 pixels and whole blocks of 4 latent frames", "but it is 64x64 with 2 frames"),
+        ("must be 64x64 pixels, but it is 96x64: set width and height to that",),
     ),
     Mistake(
         "a latent to go on from that is long enough already",

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from packforcing.demo.models import demo_transformer
 from packforcing.files.compressor_file import CompressorMetadata, save_compressor
+from packforcing.files.state_file import load_state
 from packforcing.files.video import probe, read_video
 from packforcing.model.compressor import HRBranch
 
@@ -48,6 +49,8 @@ NODES = {
     "PackForcingSideBySide",
     "PackForcingCachePreset",
     "PackForcingTimesteps",
+    "PackForcingSaveState",
+    "PackForcingLoadState",
 }
 INSPECTOR = "PackForcingCacheInspector"
 WORKFLOWS = ("quickstart", "memory", "wan2.1-1.3b")
@@ -342,6 +345,8 @@ def test_interrupt_stops_within_a_step_and_keeps_what_is_finished(server: Server
     assert read_video(mp4)[0].shape == (13, 128, 128, 3)
     kept = load_file(latent)["latent_tensor"]
     assert "its 1 finished blocks are kept" in server.log
+    state = load_state(server.base_dir / "output" / "packforcing_states" / f"interrupted {latent.stem}.safetensors")
+    assert state.blocks == 1
 
     again = tiny_latents(server, client, cache, seconds=1, **settings)  # the next prompt works
     assert torch.equal(kept, again)

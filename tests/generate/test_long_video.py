@@ -372,9 +372,9 @@ def test_a_replay_costs_one_pass_a_block_and_two_where_a_choice_must_be_made(mak
     assert events == [(0, 0), (0, 2), (1, 0), (1, 2), (2, 0)]
 
 
-@pytest.mark.parametrize("shape", [(1, 16, 3, *CELLS), (1, 8, 4, *CELLS), (1, 16, 4, 8, 8)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 8, 4, *CELLS), (1, 16, 4, 8, 8)], ids=str)
 def test_a_replay_of_other_latents_is_refused(make, shape):
-    with pytest.raises(PackForcingError, match="whole blocks of 2 frames"):
+    with pytest.raises(PackForcingError, match=r"must have \(channels, height, width\) \(16, 8, 16\)"):
         list(make().replay(torch.zeros(shape)))
 
 

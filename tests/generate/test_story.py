@@ -34,6 +34,7 @@ from packforcing.errors import PackForcingError
 from packforcing.generate.long_video import Block
 from packforcing.generate.record import PromptRecord
 from packforcing.generate.sampling import noise_generator
+from packforcing.generate.state import encoded_prompts, story_from
 from packforcing.generate.story import (
     SWITCHES,
     Story,
@@ -44,7 +45,6 @@ from packforcing.generate.story import (
     parse_story,
     refresh_passes,
     start_block,
-    story_of,
     story_text,
     time_of,
     times_text,
@@ -398,7 +398,8 @@ def test_a_prompt_starts_with_the_block_nearest_to_its_time(block_frames, fps):
 def test_times_that_fit_become_a_story(texts):
     prompts = parse_story("0:00 a\n0:02 b\n0:05 c")
     check_story_times(prompts, 16.0, 4, 6)
-    told = story_of(prompts, texts, 16.0, 4, "blend", 5)
+    encoded = encoded_prompts(prompts, [torch.full((1, 1, 1), n) for n in range(3)], 16.0, 4)
+    told = story_from(encoded, lambda context: texts[context.item()], "blend", 5)
     assert [(stretch.start, stretch.prompt) for stretch in told.stretches] == [(0, "a"), (2, "b"), (5, "c")]
     assert all(stretch.text is text for stretch, text in zip(told.stretches, texts, strict=True))
     assert (told.switch, told.blend_blocks) == ("blend", 5)

@@ -1,0 +1,116 @@
+"""The options that say what a video starts from, and what is kept so that it can go on."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..config import VAE_SPACE_STRIDE, FrameSize
+from ..errors import PackForcingError
+from ..files.latent_file import SUFFIXES, check_latent_path, load_latents
+from ..files.state_file import VideoState, check_state_path, is_state, load_state
+from ..files.weights import SAFETENSORS_SUFFIXES
+from ..generate.start import Start, pixel_start, retimed, retimed_count
+from ..generate.state import selected_of
+from ..model.vae import normalise
+
+
+def add_start_options(command: argparse.ArgumentParser) -> None:
+    """What to start from, and what to keep."""
+    starts = command.add_mutually_exclusive_group()
+    starts.add_argument("--start-image", metavar="FILE", help="a picture with which the video begins")
+    starts.add_argument("--start-video", metavar="FILE", help="a video with which this one begins, and goes on")
+    starts.add_argument(
+        "--continue-from",
+        metavar="FILE",
+        help="a state (--save-state) or latents (--latents, or ComfyUI's Save Latent) of a video that goes on; where "
+        "it is the file of --save-state it may be missing, so that the same command begins and goes on",
+    )
+    command.add_argument("--save-state", metavar="FILE", help="a .safetensors file, from which the video can go on")
+    command.add_argument("--latents", metavar="FILE", help="a .latent file, which ComfyUI's Load Latent reads")
+
+
+def check_kept(options: argparse.Namespace) -> None:
+    """Raises PackForcingError when what is to be kept could not be written."""
+    if options.save_state is not None:
+        check_state_path(options.save_state)
+    if options.latents is not None:
+        check_latent_path(options.latents)
+
+
+def state_to_go_on_from(options: argparse.Namespace) -> VideoState | None:
+    """The state that --continue-from names, if it is one and is there."""
+    file = options.continue_from
+    if file is None or begins_anew(options) or not Path(file).is_file() or not is_state_file(file):
+        return None
+    return load_state(file)
+
+
+def begins_anew(options: argparse.Namespace) -> bool:
+    """Whether the file to go on from is the one that this run will write first."""
+    file, saved = options.continue_from, options.save_state
+    return file is not None and saved is not None and Path(file) == Path(saved) and not Path(file).exists()
+
+
+def is_state_file(file: str) -> bool:
+    """Whether a file is a state and not mere latents. What is neither is told by the reader of latents."""
+    suffix = Path(file).suffix.lower()
+    if suffix in SUFFIXES and suffix not in SAFETENSORS_SUFFIXES:
+        return False
+    return is_state(file)
+
+
+def start_of(options: argparse.Namespace, state: VideoState | None, size: FrameSize) -> Start | None:
+    """The start that the options name. Raises PackForcingError for a file that cannot be one."""
+    if state is not None:
+        return Start("The state", state.latents.shape[2], lambda vae: state.latents, selected_of(state))
+    if options.start_image is not None:
+        picture = read_picture(options.start_image)
+        return pixel_start("The start image", lambda: [picture], 1, size)
+    if options.start_video is not None:
+        return video_start(options.start_video, size, options.fps)
+    if options.continue_from is not None and not begins_anew(options):
+        return latent_start(options.continue_from, size)
+    return None
+
+
+def read_picture(file: str) -> Tensor:
+    """A picture [h, w, 3] in [0, 1]. Raises PackForcingError for a file that is none."""
+    try:
+        with Image.open(file) as image:
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.float32)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise PackForcingError(
+            f"The start image {file} cannot be read ({type(error).__name__}): give a PNG, JPEG or WebP file."
+        ) from error
+    return torch.from_numpy(pixels / 255)
+
+
+def video_start(file: str, size: FrameSize, fps: float) -> Start:
+    """The start of a video file, at the run's frames a second."""
+    from ..files.video import frames_of, probe  # needs av, which `plan` and `bench` can do without
+
+    info = probe(file)
+
+    def frames() -> Iterator[Tensor]:
+        return retimed((torch.from_numpy(frame) / 255 for frame in frames_of(file)), info.fps, fps)
+
+    return pixel_start("The start video", frames, retimed_count(info.frames, info.fps, fps), size)
+
+
+def latent_start(file: str, size: FrameSize) -> Start:
+    """The start of a file of latents, which must have the video's size."""
+    latents = normalise(load_latents(file))
+    height, width = (VAE_SPACE_STRIDE * side for side in latents.shape[-2:])
+    if (width, height) != (size.width, size.height):
+        raise PackForcingError(
+            f"The latents {file} are of {width}x{height} pixels, but the video is to be {size.width}x{size.height}: "
+            f"give --width {width} --height {height}."
+        )
+    return Start("The latents", latents.shape[2], lambda vae: latents)
