@@ -33,6 +33,7 @@ from packforcing.files.side_by_side import Caption, frames_at, strip
 from packforcing.generate.story import TimedPrompt, check_story_times, parse_story, start_block, story_text, time_of
 
 SCHEDULE, SAMPLER = "PackForcingPromptSchedule", "PackForcingSampler"
+INSPECTOR = "PackForcingCacheInspector"
 QUICKSTART = REPO / "workflows" / "quickstart.json"
 OUT = REPO / "out" / "demo"
 LOG = OUT / "comfyui.log"
@@ -201,6 +202,9 @@ def demo(options: argparse.Namespace) -> None:
         with server.client() as client:
             prompt = workflow_to_prompt(workflow, client.object_info())
             story = apply(options, prompt)
+            for node in prompt.values():
+                if node["class_type"] == INSPECTOR:
+                    node["inputs"]["show"] = "everything"  # the chart is a file to be opened
             titles = {node: entry["_meta"]["title"] for node, entry in prompt.items()}
             result = client.run(prompt, LONGEST_RUN, Progress(titles))
             if result.status != "success":

@@ -207,15 +207,15 @@ def test_a_run_from_the_page_shows_report_picture_and_video(
 
 
 def test_the_first_quickstart_still_loads(page: Page, client: Client):
-    """Its file was saved before the sampler had its last two widgets, which take their defaults."""
+    """Its file was saved before two nodes had their last two widgets, which take their defaults."""
     old = REPO / "tests" / "references" / "quickstart-0.1.json"
     load_workflow(page, old)
     close_dialogs(page)
     assert missing_nodes(page) == []
     saved = by_id(json.loads(old.read_text()))
     for node, before in zip(by_id(page.evaluate(_SAVED)), saved, strict=True):
-        added = ["keep", 2] if node["type"] == "PackForcingSampler" else []
-        assert node.get("widgets_values", []) == before["widgets_values"] + added
+        added = {"PackForcingSampler": ["keep", 2], "PackForcingCacheInspector": ["overview", ""]}
+        assert node.get("widgets_values", []) == before["widgets_values"] + added.get(node["type"], [])
     assert graph_to_prompt(page)["output"] == workflow_to_prompt(json.loads(old.read_text()), client.object_info())
 
 
