@@ -229,7 +229,9 @@ def out_of_memory_told(planned: PlannedRun) -> Iterator[None]:
     """Turns ComfyUI's out-of-memory exception into a PackForcingError, after it has unloaded all models."""
     try:
         yield
-    except adapter.OutOfMemory as error:
+    except Exception as error:
+        if not adapter.is_out_of_memory(error):
+            raise
         adapter.free_memory()
         size = planned.settings.layout.size
         raise PackForcingError(
