@@ -34,6 +34,7 @@ from ..packforcing.model.compressor import Compressor, CompressorChoice
 from . import adapter, types
 from .conditioning import prompts_over_time
 from .files import temporary_video
+from .not_honoured import check_no_start_image, not_honoured
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +183,9 @@ class LongVideoSamplerNode(io.ComfyNode):
         size, blocks = video_size(cache_config, width, height, seconds, fps, latent)
         given = given_latents(cache_config, size, blocks, continue_from)
         check_switch(prompt_switch, blend_blocks)
+        check_no_start_image(positive)
         prompts = prompts_over_time(positive, fps, cache_config.block_frames, blocks)
+        tell(not_honoured(model, positive, shift))
         models, layout, patchers = connected(model, vae, compressor, cache_config, size)
         wan = models.wan
         settings = VideoSettings(layout, sampling, fps, overlap=overlap_wanted(overlap, wan.device))
@@ -205,6 +208,14 @@ class LongVideoSamplerNode(io.ComfyNode):
         no_video = ExecutionBlocker("The sampler has no VAE and so no video: connect the Wan 2.1 VAE to it.")
         output = VideoFromFile(str(path)) if path else no_video
         return io.NodeOutput({"samples": samples}, output, video.record)
+
+
+def tell(sentences: list[str]) -> None:
+    """Says in the log and on the node what changes nothing in this run."""
+    for sentence in sentences:
+        log.warning("PackForcing: %s", sentence)
+    if sentences:
+        adapter.show_on_node("\n".join(sentences))
 
 
 def connected(
