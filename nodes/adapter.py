@@ -29,8 +29,6 @@ from ..packforcing.model.causal_wan import CausalWan
 from ..packforcing.model.vae import WanVAE, load_vae
 from ..packforcing.pixels import to_uint8
 
-PREVIEW_SIZE = 512
-
 
 def compute_dtype(model: comfy.model_patcher.ModelPatcher) -> torch.dtype:
     """The type that hidden states are computed in, which is not that of the weights when those are fp8, say.
@@ -169,4 +167,4 @@ def preview(latents: Tensor, frames: Tensor | None) -> tuple[str, Image.Image, i
         bias = torch.tensor(latent_format.latent_rgb_factors_bias, device=latents.device)
         frames = (torch.einsum("b c t h w, c r -> b r t h w", latents, factors) + bias.view(1, 3, 1, 1, 1)).clamp(-1, 1)
     picture = to_uint8(frames[0, :, -1:])[0].cpu().numpy()
-    return "JPEG", Image.fromarray(picture), PREVIEW_SIZE
+    return "JPEG", Image.fromarray(picture), args.preview_size

@@ -41,7 +41,8 @@ def run_node(name: str, *args: Any, **inputs: Any) -> Any:
     module, _, class_name = name.rpartition(".")
     node = getattr(importlib.import_module(module), class_name)
     if hasattr(node, "execute"):
-        output = node.execute(*args, **inputs)
+        defaults = {entry.id: entry.default for entry in node.define_schema().inputs if hasattr(entry, "default")}
+        output = node.execute(*args, **(defaults | inputs))  # newer versions have further inputs
         return getattr(output, "result", output)[0]
     return getattr(node(), node.FUNCTION)(*args, **inputs)[0]
 
