@@ -150,7 +150,8 @@ def previews_wanted() -> bool:
 
     ComfyUI's own switch, --preview-method, is not asked: it is off by default, since it costs other samplers time.
     """
-    running = PromptServer.instance.prompt_queue.currently_running.values()
+    server = getattr(PromptServer, "instance", None)  # none where a program calls the nodes itself
+    running = server.prompt_queue.currently_running.values() if server is not None else ()
     return all(item[3].get("preview_method") != "none" for item in running)
 
 

@@ -149,9 +149,11 @@ def test_previews_that_the_user_turned_off_for_a_prompt_are_not_made(
     assert (picture is not None) == shown
 
 
-def test_without_a_running_node_no_text_is_shown(adapter: ModuleType, monkeypatch: pytest.MonkeyPatch):
+def test_a_program_may_call_the_nodes_without_a_server(adapter: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(adapter, "PromptServer", SimpleNamespace())
     monkeypatch.setattr(adapter, "get_executing_context", lambda: None)
     adapter.show_on_node("nobody sees this")
+    assert adapter.preview(torch.zeros(1, 16, 1, 8, 8), None) is not None
 
 
 # --- the demo's CLIP -------------------------------------------------------------------------------------------------
@@ -191,3 +193,9 @@ def test_an_older_version_is_refused_in_one_sentence(version: ModuleType, found:
     assert str(refused.value) == (
         f"ComfyUI-PackForcing needs ComfyUI 0.3.60 or newer, but this is {found}: update ComfyUI, and start it again."
     )
+
+
+def test_documents_and_manager_name_the_same_oldest_version(version: ModuleType):
+    assert f'requires-comfyui = ">={version.OLDEST}"' in (REPO / "pyproject.toml").read_text()
+    for page in ("README.md", "docs/comfyui-versions.md"):
+        assert f"ComfyUI {version.OLDEST} or newer" in (REPO / page).read_text()
