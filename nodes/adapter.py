@@ -97,7 +97,7 @@ def demo_vae(state_dict: dict[str, Tensor], dtype: torch.dtype) -> comfy.sd.VAE:
 
 def device_memory(device: torch.device) -> int:
     """Bytes of a device that ComfyUI can make free for a run by moving weights away."""
-    headroom = int(getattr(args, "vram_headroom", 0) * 1024**3)  # GB that the user wants to stay free; 0.28 and later
+    headroom = int(getattr(args, "vram_headroom", 0) * 1024**3)  # GB that the user wants to stay free; since 0.25
     return comfy.model_management.get_total_memory(device) - comfy.model_management.extra_reserved_memory() - headroom
 
 

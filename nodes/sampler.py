@@ -214,8 +214,7 @@ def tell(sentences: list[str]) -> None:
     """Says in the log and on the node what changes nothing in this run."""
     for sentence in sentences:
         log.warning("PackForcing: %s", sentence)
-    if sentences:
-        adapter.show_on_node("\n".join(sentences))
+    adapter.show_on_node("\n".join(sentences))
 
 
 def connected(

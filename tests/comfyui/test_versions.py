@@ -114,7 +114,7 @@ def test_the_demo_vae_loads_where_every_wan_vae_is_taken_to_be_96_wide(
 
 
 def test_out_of_memory_is_known_in_all_its_forms(adapter: ModuleType, monkeypatch: pytest.MonkeyPatch):
-    """Comfy-Org/ComfyUI 0.16.4 and later, comfy/model_management.py: `is_oom` knows AcceleratorError, too."""
+    """Comfy-Org/ComfyUI 0.17.0 and later, comfy/model_management.py: `is_oom` knows AcceleratorError, too."""
     management = adapter.comfy.model_management
     oom = torch.cuda.OutOfMemoryError("CUDA out of memory")
     accelerator = RuntimeError("accelerator: out of memory")
@@ -127,7 +127,7 @@ def test_out_of_memory_is_known_in_all_its_forms(adapter: ModuleType, monkeypatc
 
 
 def test_memory_that_the_user_keeps_free_is_not_planned_with(adapter: ModuleType, monkeypatch: pytest.MonkeyPatch):
-    """Comfy-Org/ComfyUI 0.24.0 and later, comfy/cli_args.py: `--vram-headroom`, in GB."""
+    """Comfy-Org/ComfyUI 0.25.0 and later, comfy/cli_args.py: `--vram-headroom`, in GB."""
     whole = adapter.device_memory(CPU)
     monkeypatch.setattr(adapter.args, "vram_headroom", 0.5, raising=False)
     assert adapter.device_memory(CPU) == whole - 2**29
