@@ -10,9 +10,12 @@ from typing import Any
 
 import comfy.latent_formats
 import comfy.ldm.modules.attention
+import comfy.ldm.wan.vae
 import comfy.model_management
 import comfy.model_patcher
+import comfy.sd
 import torch
+from comfy.cli_args import args
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_execution.utils import get_executing_context
 from einops import rearrange
@@ -26,15 +29,13 @@ from ..packforcing.model.causal_wan import CausalWan
 from ..packforcing.model.vae import WanVAE, load_vae
 from ..packforcing.pixels import to_uint8
 
-PREVIEW_SIZE = 512
-
 
 def compute_dtype(model: comfy.model_patcher.ModelPatcher) -> torch.dtype:
-    """The type that hidden states are computed in, which is not that of the weights when those are fp8, say."""
-    base = model.model
-    if hasattr(base, "get_dtype_inference"):
-        return base.get_dtype_inference()
-    return base.manual_cast_dtype or base.get_dtype()
+    """The type that hidden states are computed in, which is not that of the weights when those are fp8, say.
+
+    Asked of the patcher: the model itself is shared, and shows the patches of whichever MODEL was loaded last.
+    """
+    return model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
 
 
 def comfy_attention(model: comfy.model_patcher.ModelPatcher) -> Attention:
@@ -72,7 +73,8 @@ def wan_vae(vae) -> tuple[WanVAE, comfy.model_patcher.ModelPatcher]:
 
     Raises PackForcingError when the VAE is not Wan 2.1's.
     """
-    module = load_vae(vae.get_sd())
+    # Where ComfyUI loads weights lazily, they are still in the file's type.
+    module = load_vae(vae.get_sd(), vae.vae_dtype)
     # In a container, since the patcher sets attributes such as `device` on the module that it is given.
     patcher = comfy.model_patcher.ModelPatcher(
         torch.nn.ModuleDict({"vae": module}),
@@ -82,9 +84,21 @@ def wan_vae(vae) -> tuple[WanVAE, comfy.model_patcher.ModelPatcher]:
     return module, patcher
 
 
+def demo_vae(state_dict: dict[str, Tensor], dtype: torch.dtype) -> comfy.sd.VAE:
+    """A ComfyUI VAE of a small Wan 2.1 VAE's tensors. Before 0.3.76 ComfyUI takes every Wan VAE to be 96 wide."""
+    module, width = comfy.ldm.wan.vae, state_dict["decoder.head.0.gamma"].numel()
+    network = module.WanVAE
+    module.WanVAE = lambda **sizes: network(**(sizes | {"dim": width}))
+    try:
+        return comfy.sd.VAE(sd=state_dict, dtype=dtype)
+    finally:
+        module.WanVAE = network
+
+
 def device_memory(device: torch.device) -> int:
     """Bytes of a device that ComfyUI can make free for a run by moving weights away."""
-    return comfy.model_management.get_total_memory(device) - comfy.model_management.extra_reserved_memory()
+    headroom = int(getattr(args, "vram_headroom", 0) * 1024**3)  # GB that the user wants to stay free; since 0.25
+    return comfy.model_management.get_total_memory(device) - comfy.model_management.extra_reserved_memory() - headroom
 
 
 def load_models(models: list[comfy.model_patcher.ModelPatcher], working_bytes: int) -> None:
@@ -101,7 +115,10 @@ def check_interrupted() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-OutOfMemory = comfy.model_management.OOM_EXCEPTION
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception means that a device's memory is used up. PyTorch has several for it."""
+    management = comfy.model_management
+    return management.is_oom(error) if hasattr(management, "is_oom") else isinstance(error, management.OOM_EXCEPTION)
 
 
 def normalised(model: comfy.model_patcher.ModelPatcher, samples: Tensor) -> Tensor:
@@ -128,12 +145,27 @@ def show_on_node(text: str) -> None:
         _nodes_with_text.add(context.node_id)
 
 
-def preview(latents: Tensor, frames: Tensor | None) -> tuple[str, Image.Image, int]:
-    """A block's last frame, as ComfyUI's progress bar takes it: decoded, or estimated from the latents."""
+def previews_wanted() -> bool:
+    """False where the user turned previews off for the prompt that runs, which the browser can since 0.5.
+
+    ComfyUI's own switch, --preview-method, is not asked: it is off by default, since it costs other samplers time.
+    """
+    server = getattr(PromptServer, "instance", None)  # none where a program calls the nodes itself
+    running = server.prompt_queue.currently_running.values() if server is not None else ()
+    return all(item[3].get("preview_method") != "none" for item in running)
+
+
+def preview(latents: Tensor, frames: Tensor | None) -> tuple[str, Image.Image, int] | None:
+    """A block's last frame, as ComfyUI's progress bar takes it: decoded, or estimated from the latents.
+
+    None where the user wants no previews.
+    """
+    if not previews_wanted():
+        return None
     if frames is None:
         latent_format = comfy.latent_formats.Wan21()
         factors = torch.tensor(latent_format.latent_rgb_factors, device=latents.device)
         bias = torch.tensor(latent_format.latent_rgb_factors_bias, device=latents.device)
         frames = (torch.einsum("b c t h w, c r -> b r t h w", latents, factors) + bias.view(1, 3, 1, 1, 1)).clamp(-1, 1)
     picture = to_uint8(frames[0, :, -1:])[0].cpu().numpy()
-    return "JPEG", Image.fromarray(picture), PREVIEW_SIZE
+    return "JPEG", Image.fromarray(picture), args.preview_size

@@ -26,7 +26,11 @@ class DemoClip(comfy.sd.CLIP):
         self.tokenizer_options = {}
 
     def clone(self, *args, **kwargs) -> DemoClip:
-        return DemoClip()
+        other = DemoClip()
+        other.patcher = self.patcher.clone()
+        other.layer_idx, other.use_clip_schedule = self.layer_idx, self.use_clip_schedule
+        other.apply_hooks_to_conds, other.tokenizer_options = self.apply_hooks_to_conds, self.tokenizer_options.copy()
+        return other
 
     def tokenize(self, text: str, *args, **kwargs) -> dict[str, str]:
         return {"prompt": text}
@@ -38,7 +42,8 @@ class DemoClip(comfy.sd.CLIP):
         return (cond, None) if return_pooled else cond
 
     def encode_from_tokens_scheduled(self, tokens, unprojected: bool = False, add_dict=None, show_pbar: bool = True):
-        return [[self.encode_from_tokens(tokens), {"pooled_output": None, **(add_dict or {})}]]
+        said = self.add_hooks_to_dict({"pooled_output": None}) | (add_dict or {})
+        return [[self.encode_from_tokens(tokens), said]]
 
     def load_model(self, *args, **kwargs):
         return self.patcher

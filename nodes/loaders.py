@@ -16,7 +16,7 @@ from ..packforcing.errors import PackForcingError
 from ..packforcing.files.compressor_file import load_compressor
 from ..packforcing.files.wan_checkpoint import load_wan
 from ..packforcing.model.compressor import TRAINING_FREE, TRAINING_FREE_NAME, CompressorChoice
-from . import types
+from . import adapter, types
 from .demo_clip import DemoClip
 from .flavours import note_flavour
 
@@ -170,5 +170,4 @@ class DemoModelsNode(io.ComfyNode):
     def execute(cls) -> io.NodeOutput:
         model = comfy_model(demo_transformer(), "default", "The demo model")
         device = comfy.model_management.vae_device()
-        vae = comfy.sd.VAE(sd=demo_vae(device), dtype=fast_dtype(device))
-        return io.NodeOutput(model, DemoClip(), vae)
+        return io.NodeOutput(model, DemoClip(), adapter.demo_vae(demo_vae(device), fast_dtype(device)))

@@ -41,6 +41,7 @@ from . import adapter, types
 from .conditioning import prompts_over_time
 from .files import state_folder, temporary_video
 from .flavours import departing
+from .not_honoured import check_no_start_image, not_honoured
 from .start import StartInputs, check_video_latents, start_of
 from .timesteps import schedule_given
 
@@ -222,9 +223,11 @@ class LongVideoSamplerNode(io.ComfyNode):
     ) -> io.NodeOutput:
         sampling = Sampling(seed, steps, shift, update, schedule_given(schedule))
         size, blocks = video_size(cache_config, width, height, seconds, fps, latent)
+        check_no_start_image(positive)
         start = start_of(StartInputs(continue_from, state, start_image, start_video), model, size, fps, vae)
         prompts = all_prompts(positive, fps, cache_config, blocks, start, state, prompt_switch, blend_blocks)
-        tell(departing(model, sampling, cache_config))
+        in_vain = not_honoured(model, positive, shift if schedule is None else None)
+        tell(in_vain + departing(model, sampling, cache_config))
         models, layout, patchers = connected(model, vae, compressor, cache_config, size)
         wan = models.wan
         if state is not None:
@@ -299,7 +302,9 @@ def out_of_memory_told(planned: PlannedRun) -> Iterator[None]:
     """Turns ComfyUI's out-of-memory exception into a PackForcingError, after it has unloaded all models."""
     try:
         yield
-    except adapter.OutOfMemory as error:
+    except Exception as error:
+        if not adapter.is_out_of_memory(error):
+            raise
         adapter.free_memory()
         size = planned.settings.layout.size
         raise PackForcingError(

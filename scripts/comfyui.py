@@ -41,7 +41,7 @@ from ui_to_api import WorkflowError, set_widget, widget_names, workflow_to_promp
 
 __all__ = [
     "Client", "ComfyUIError", "Event", "Preview", "PromptRejected", "Result", "Server", "WorkflowError", "find_runtime",
-    "has_cuda", "install_runtime", "prepare_base", "set_widget", "widget_names", "workflow_to_prompt",
+    "has_cuda", "install_runtime", "parse_binary", "prepare_base", "set_widget", "widget_names", "workflow_to_prompt",
 ]  # fmt: skip
 
 REPO = Path(__file__).resolve().parent.parent
@@ -269,7 +269,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Event:
-    """One message of the server: "progress", "executing", "executed", ... and its data."""
+    """One message of the server: "progress", "executing", "executed", "progress_text", ... and its data."""
 
     type: str
     data: dict
@@ -440,11 +440,11 @@ class Client:
         result.seconds = time.monotonic() - began
         result.outputs = record["outputs"]
         result.status = record["status"]["status_str"]
-        for kind, data in record["status"]["messages"]:
+        for kind, data in map(_status_message, record["status"]["messages"]):
             if kind == "execution_interrupted":
                 result.status = "interrupted"
             elif kind == "execution_error":
-                result.error = data
+                result.error = next((event.data for event in result.of_type(kind)), data)
         return result
 
     def _read(self) -> None:
@@ -456,17 +456,33 @@ class Client:
                 if kind == websocket.ABNF.OPCODE_TEXT:
                     message = json.loads(payload)
                     self._messages.put(Event(message["type"], message.get("data") or {}, time.monotonic()))
-                elif kind == websocket.ABNF.OPCODE_BINARY and (preview := _parse_preview(payload)):
-                    self._messages.put(preview)
+                elif kind == websocket.ABNF.OPCODE_BINARY and (parsed := parse_binary(payload)):
+                    self._messages.put(parsed)
                 elif kind == websocket.ABNF.OPCODE_CLOSE:
                     return
 
 
-def _parse_preview(payload: bytes) -> Preview | None:
-    """A binary message: a big-endian kind, then (1) an image type or (4) the size of JSON metadata, then the image."""
+def _status_message(message: list | str) -> tuple[str, dict]:
+    """The kind and the data of a message in a prompt's record; a fork writes it as text, "KIND: what happened"."""
+    if not isinstance(message, str):
+        kind, data = message
+        return kind, data
+    kind, _, told = message.partition(": ")
+    return kind, {"node_id": "?", "node_type": "a node", "exception_message": told}
+
+
+def parse_binary(payload: bytes) -> Preview | Event | None:
+    """A binary message, which starts with a big-endian kind and a number.
+
+    1: an image's type, then the image. 3: the length of a node's id, then that and a text to show on the node.
+    4: the length of JSON metadata, then that and the image.
+    """
     if len(payload) < 8:
         return None
     kind, number = struct.unpack(">II", payload[:8])
+    if kind == 3:
+        node, text = payload[8 : 8 + number].decode(), payload[8 + number :].decode()
+        return Event("progress_text", {"node": node, "text": text}, time.monotonic())
     if kind == 1:
         return Preview(payload[8:], {})
     if kind == 4:

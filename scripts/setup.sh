@@ -8,7 +8,8 @@
 #
 # PACKFORCING_TORCH  what to install as torch (default torch==2.13.0), e.g. another version for a certain GPU driver;
 #                    remembered in .venv
-# COMFYUI_PATH       a ComfyUI checkout to use in place of the packaged ComfyUI 0.3.75
+# COMFYUI_PATH       a ComfyUI checkout to use in place of the packaged ComfyUI 0.3.75; its requirements.txt is
+#                    installed, or those of 0.3.75 where it has none
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -61,7 +62,9 @@ wanted() {
     { echo "$torch" "$("$venv/bin/python" --version 2>&1)" "$PWD" "${COMFYUI_PATH:-}"
       cat scripts/setup.sh scripts/requirements-*.txt
       if [ -f requirements.txt ]; then cat requirements.txt; fi
-      if [ -n "${COMFYUI_PATH:-}" ]; then cat "$COMFYUI_PATH/requirements.txt"; fi
+      if [ -n "${COMFYUI_PATH:-}" ] && [ -f "$COMFYUI_PATH/requirements.txt" ]; then
+          cat "$COMFYUI_PATH/requirements.txt"
+      fi
     } | sha256sum
 }
 
@@ -76,7 +79,7 @@ install_packages() {
     minor="$("$venv/bin/python" -c 'from importlib.metadata import version as v; print(v("torch").split(".")[1])')"
     say "installing ComfyUI's requirements"
     pip_install --no-deps "torchvision==0.$((minor + 15)).*" "torchaudio==2.$((minor < 11 ? minor : 11)).*"
-    if [ -n "${COMFYUI_PATH:-}" ]; then
+    if [ -n "${COMFYUI_PATH:-}" ] && [ -f "$COMFYUI_PATH/requirements.txt" ]; then
         grep -viE '^(torch|torchvision|torchaudio)([^a-z]|$)' "$COMFYUI_PATH/requirements.txt" >"$unfinished"
         pip_install -r "$unfinished"
     else
@@ -106,6 +109,10 @@ has_chromium() {
     return 1
 }
 
+if [ -n "${COMFYUI_PATH:-}" ] && [ ! -f "$COMFYUI_PATH/main.py" ]; then
+    fail "COMFYUI_PATH is '$COMFYUI_PATH', which is not a ComfyUI checkout: it has no main.py."
+fi
+
 if [ "${1:-}" = "--check" ]; then
     complete || fail "not everything is set up; run scripts/setup.sh."
     exit 0
@@ -117,9 +124,6 @@ if command -v flock >/dev/null; then
     flock 9
 fi
 
-if [ -n "${COMFYUI_PATH:-}" ] && [ ! -f "$COMFYUI_PATH/requirements.txt" ]; then
-    fail "COMFYUI_PATH is '$COMFYUI_PATH', which is not a ComfyUI checkout: it has no requirements.txt."
-fi
 if ! complete; then
     if [ -e "$unfinished" ]; then
         say "the last set-up did not finish; starting over"

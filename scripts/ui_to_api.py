@@ -7,13 +7,17 @@ and reroutes are walked through. Not covered, and refused: subgraphs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 NEVER, BYPASS = 2, 4  # litegraph's node modes
 NOTES = ("Note", "MarkdownNote")
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", "MARKDOWN", "IMAGECOMPARE", "BOUNDING_BOX")
+DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 _MISSING = object()
+
+Declared = tuple[str, str, dict]  # name, type, options
+Widget = tuple[str | None, str, dict]
 
 
 class WorkflowError(ValueError):
@@ -49,25 +53,13 @@ def workflow_to_prompt(workflow: dict, object_info: dict) -> dict[str, dict]:
     return prompt
 
 
-def widget_names(info: dict) -> list[str | None]:
+def widget_names(info: dict, saved: Sequence[Any] = ()) -> list[str | None]:
     """The names of a node's widgets in the order of `widgets_values`.
 
-    None stands for a value that is saved but belongs to the frontend alone ("fixed", "randomize", ...).
+    None stands for a value that is saved but belongs to the frontend alone ("fixed", "randomize", ...). `saved` are the
+    values: a dynamic combo has other widgets below it for each choice.
     """
-    names: list[str | None] = []
-    for name, kind, options in _declared_inputs(info):
-        if not _is_widget(kind, options):
-            continue
-        names.append(name)
-        # By name as well: the frontend gives a control to every integer called seed.
-        control = options.get("control_after_generate", kind == "INT" and name in ("seed", "noise_seed"))
-        if control:
-            names.append(None)
-            if kind == "COMBO":
-                names.append(None)  # the filter of the combo's control
-        if options.get("image_upload") or options.get("video_upload") or options.get("audio_upload"):
-            names.append(None)  # the upload button
-    return names
+    return [name for name, _, _ in _widgets(_declared_inputs(info), saved)]
 
 
 def set_widget(node: dict, info: dict, name: str, value: Any) -> None:
@@ -75,7 +67,7 @@ def set_widget(node: dict, info: dict, name: str, value: Any) -> None:
     if isinstance(node.get("widgets_values"), dict):
         node["widgets_values"][name] = value
         return
-    names = widget_names(info)
+    names = widget_names(info, node.get("widgets_values") or [])
     if name not in names:
         raise WorkflowError(f"Node {node['id']} ({node['type']}) has no widget {name!r}; it has {names}.")
     values = node.setdefault("widgets_values", [])
@@ -85,7 +77,7 @@ def set_widget(node: dict, info: dict, name: str, value: Any) -> None:
     values[position] = value
 
 
-def _declared_inputs(info: dict) -> Iterator[tuple[str, str, dict]]:
+def _declared_inputs(info: dict) -> Iterator[Declared]:
     """Every (name, type, options) in the order the node declares them; the type of a list of choices is COMBO."""
     for group in ("required", "optional"):
         specs = info["input"].get(group) or {}
@@ -96,6 +88,33 @@ def _declared_inputs(info: dict) -> Iterator[tuple[str, str, dict]]:
                 yield name, "COMBO", {"options": spec[0], **options}
             else:
                 yield name, options.get("widgetType", spec[0]), options
+
+
+def _widgets(declared: Iterable[Declared], saved: Sequence[Any], prefix: str = "") -> list[Widget]:
+    """(name, type, options) of each value that the frontend saves; the name is None for the frontend's own.
+
+    A dynamic combo comes as a combo, and after it the widgets of its choice, as "COMBO.WIDGET".
+    """
+    widgets: list[Widget] = []
+    for name, kind, options in declared:
+        if kind == DYNAMIC_COMBO and not options.get("hidden"):
+            choices = {option["key"]: option["inputs"] for option in options["options"]}
+            chosen = saved[len(widgets)] if len(widgets) < len(saved) else next(iter(choices))
+            widgets.append((prefix + name, "COMBO", {"options": list(choices)}))
+            below = _declared_inputs({"input": choices.get(chosen, {})})
+            widgets += _widgets(below, saved[len(widgets) :], f"{prefix}{name}.")
+        elif _is_widget(kind, options):
+            widgets.append((prefix + name, kind, options))
+            widgets += [(None, kind, options)] * _own_values(name, kind, options)
+    return widgets
+
+
+def _own_values(name: str, kind: str, options: dict) -> int:
+    """How many values of its own the frontend saves behind an input's."""
+    # By name as well: the frontend gives a control to every integer called seed.
+    control = options.get("control_after_generate", kind == "INT" and name in ("seed", "noise_seed"))
+    upload = any(options.get(f"{what}_upload") for what in ("image", "video", "audio"))  # the button
+    return bool(control) * (1 + (kind == "COMBO")) + upload  # a combo's control has a filter
 
 
 def _is_widget(kind: str, options: dict) -> bool:
@@ -113,10 +132,12 @@ def _default(kind: str, options: dict) -> Any:
 
 def _widget_inputs(node: dict, info: dict) -> dict[str, Any]:
     saved = node.get("widgets_values") or []
-    by_name = saved if isinstance(saved, dict) else dict(zip(widget_names(info), saved, strict=False))
+    in_order = [] if isinstance(saved, dict) else saved
+    widgets = _widgets(_declared_inputs(info), in_order)
+    by_name = saved if isinstance(saved, dict) else dict(zip((name for name, _, _ in widgets), in_order, strict=False))
     inputs = {}
-    for name, kind, options in _declared_inputs(info):
-        if not _is_widget(kind, options):
+    for name, kind, options in widgets:
+        if name is None:
             continue
         value = by_name.get(name, _MISSING)
         value = _default(kind, options) if value is _MISSING else value

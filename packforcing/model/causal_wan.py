@@ -2,7 +2,7 @@
 
 Runs over any module tree with Wan's sub-module names: ComfyUI's, or the library's own `wan_modules.WanModules`.
 Sub-modules are called, and their weights are never read. So LoRA patches, fp8 and GGUF operations, offloading and lazy
-loading keep working. `modulation` is the exception: it belongs to no sub-module, and is cast at use.
+loading keep working. `modulation` is the exception: it belongs to no sub-module, and is cast at use (`_modulation_of`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..devices import to_device
 from ..errors import PackForcingError
 from ..known_models import text_len_of
 from .attention import Attention, fast_attention
-from .wan_protocol import BlockModules, as_wan
+from .wan_protocol import BlockModules, HeadModules, as_wan
 
 
 class Text(Protocol):
@@ -165,6 +165,7 @@ class CausalWan:
         # In training: keep only the layers' inputs for the backward pass of `denoise`, and compute the rest again.
         # Nothing may be written into the cache in between.
         self.recompute = False
+        self._sent: dict[Tensor, Tensor] = {}  # modulations that lie on another device, and their copies on this one
 
     @property
     def shape(self) -> ModelShape:
@@ -220,6 +221,18 @@ class CausalWan:
         embedding = self.modules.time_embedding(features)
         return embedding[:, None], rearrange(self.modules.time_projection(embedding), "b (six d) -> b six d", six=6)
 
+    def _modulation_of(self, module: BlockModules | HeadModules, like: Tensor) -> Tensor:
+        """The modulation [1, n, d] that a layer or the head learnt, with the type and device of hidden tokens.
+
+        Some versions of ComfyUI leave it on the CPU. It is sent once then: in every pass, the host would wait for it.
+        """
+        own = module.modulation
+        if own.device == like.device or torch.is_grad_enabled():  # in training it changes with every step
+            return own.to(like)
+        if own not in self._sent:
+            self._sent[own] = own.to(like)
+        return self._sent[own]
+
     # ------------------------------------------------------------------ passes
 
     def denoise(self, x: Tensor, sigma: float | Tensor, text: Text, cache: Cache) -> Tensor:
@@ -236,7 +249,7 @@ class CausalWan:
         hidden = self.patch_tokens(x)
         for layer, block in enumerate(self.modules.blocks):
             attend = partial(self._attend, layer, block, cache=cache, full=hidden.shape[1])
-            given = block, hidden, block.modulation.to(hidden) + modulations, self._prompt(text, layer), attend
+            given = block, hidden, self._modulation_of(block, hidden) + modulations, self._prompt(text, layer), attend
             if self.recompute and torch.is_grad_enabled():
                 hidden = checkpoint(self._layer, *given, use_reentrant=False)
             else:
@@ -274,7 +287,7 @@ class CausalWan:
         _, modulations = self._modulations(0.0, hidden.shape[0])
         last = len(self.modules.blocks) - 1
         for layer, block in enumerate(self.modules.blocks):
-            modulation = block.modulation.to(hidden) + modulations
+            modulation = self._modulation_of(block, hidden) + modulations
             if layer == last:  # nothing reads what comes after the last layer's keys and values
                 self._store(layer, block, hidden, modulation, cache, full)
                 return
@@ -323,7 +336,7 @@ class CausalWan:
 
     def _head(self, hidden: Tensor, time: Tensor) -> Tensor:
         head = self.modules.head
-        shift, scale = (head.modulation.to(hidden) + time).chunk(2, dim=1)
+        shift, scale = (self._modulation_of(head, hidden) + time).chunk(2, dim=1)
         return head.head(torch.addcmul(shift, head.norm(hidden), 1 + scale))
 
     def _unpatchify(self, tokens: Tensor, like: Tensor) -> Tensor:

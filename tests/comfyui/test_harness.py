@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import queue
+import struct
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
-from comfyui import REPO, Event, PromptRejected, WorkflowError, set_widget, widget_names, workflow_to_prompt
+from comfyui import (
+    REPO,
+    Client,
+    Event,
+    PromptRejected,
+    WorkflowError,
+    parse_binary,
+    set_widget,
+    widget_names,
+    workflow_to_prompt,
+)
 from frontend import graph_to_prompt, load_workflow, missing_nodes, queue_from_page, screenshot
 
 RED_SQUARE = {
@@ -173,6 +187,51 @@ def test_widgets_are_set_by_name(client):
         set_widget(workflow["nodes"][0], info["EmptyImage"], "depth", 16)
 
 
+CODEC = {
+    "options": [
+        {"key": "auto", "inputs": {}},
+        {"key": "h264", "inputs": {"required": {"crf": ["INT", {"default": 20}]}}},
+    ]
+}
+# Save Video as Comfy-Org/ComfyUI has it since August 2026 (comfy_extras/nodes_video.py): combos within a combo, and a
+# hidden one for prompts from before.
+SAVE_VIDEO = {
+    "input": {
+        "required": {
+            "video": ["VIDEO", {}],
+            "filename_prefix": ["STRING", {"default": "video/ComfyUI"}],
+            "format": [
+                "COMFY_DYNAMICCOMBO_V3",
+                {"options": [{"key": "auto", "inputs": {"required": {"codec": ["COMFY_DYNAMICCOMBO_V3", CODEC]}}}]},
+            ],
+            "last": ["BOOLEAN", {"default": True}],
+        },
+        "optional": {"codec": ["COMFY_DYNAMICCOMBO_V3", {**CODEC, "hidden": True}]},
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        (["a", "auto", "auto", False], {"format": "auto", "format.codec": "auto", "last": False}),
+        (["a", "auto", "h264", 30], {"format": "auto", "format.codec": "h264", "format.codec.crf": 30, "last": True}),
+        (["a"], {"format": "auto", "format.codec": "auto", "last": True}),
+    ],
+)
+def test_the_widgets_below_a_dynamic_combo_are_those_of_its_choice(saved: list, expected: dict):
+    node = {"id": 1, "type": "SaveVideo", "widgets_values": saved}
+    prompt = workflow_to_prompt({"nodes": [node]}, {"SaveVideo": SAVE_VIDEO})
+    assert prompt["1"]["inputs"] == {"filename_prefix": "a", **expected}
+
+
+def test_a_widget_below_a_dynamic_combo_is_set_by_its_name():
+    node = {"id": 1, "type": "SaveVideo", "widgets_values": ["a", "auto", "h264", 30, True]}
+    set_widget(node, SAVE_VIDEO, "format.codec.crf", 10)
+    set_widget(node, SAVE_VIDEO, "last", False)
+    assert node["widgets_values"] == ["a", "auto", "h264", 10, False]
+
+
 def test_a_dropped_workflow_loads_and_runs(page, client, server, tmp_path):
     load_workflow(page, small_workflow())
     assert missing_nodes(page) == []
@@ -196,6 +255,44 @@ def test_core_nodes_load_without_a_complaint(server):
     """So that a complaint in the log can only be the pack's."""
     core = server.log.partition("Import times for custom nodes")[0]
     assert "comfy_extras" not in core, core
+
+
+def finished(messages: list, *events: Event) -> Client:
+    """A connection to a server whose record of a prompt ends as an error with these messages."""
+    client = Client.__new__(Client)
+    client._messages = queue.Queue()
+    for event in (*events, Event("executing", {"node": None, "prompt_id": "p"}, 0.0)):
+        client._messages.put(event)
+    client.history = lambda prompt: {"outputs": {}, "status": {"status_str": "error", "messages": messages}}
+    return client
+
+
+def test_a_record_whose_messages_are_text_is_read():
+    """hiddenswitch/ComfyUI (January 2026), comfy/cmd/main.py: "KIND: MESSAGE" in place of [KIND, DATA]."""
+    text = ["execution_start", "execution_error: there is no room"]
+    assert finished(text).wait("p").error_message == "a node (node ?): there is no room"
+    data = {"node_type": "KSampler", "node_id": "3", "exception_message": "there is no room", "prompt_id": "p"}
+    seen = Event("execution_error", data, 0.0)
+    assert finished(text, seen).wait("p").error_message == "KSampler (node 3): there is no room"
+    assert finished(["execution_interrupted"]).wait("p").status == "interrupted"
+    listed = [["execution_start", {}], ["execution_error", data]]
+    assert finished(listed).wait("p").error == data
+
+
+def test_a_text_for_a_node_is_an_event():
+    event = parse_binary(struct.pack(">II", 3, 2) + "12möglich".encode())
+    assert (event.type, event.data) == ("progress_text", {"node": "12", "text": "möglich"})
+
+
+@pytest.mark.parametrize(("file", "told"), [("main.py", "not everything is set up"), ("x.py", "it has no main.py")])
+def test_a_comfyui_needs_no_requirements_to_be_tested_against(tmp_path: Path, file: str, told: str):
+    (tmp_path / file).touch()
+    script = ["bash", str(REPO / "scripts" / "setup.sh"), "--check"]
+    environment = {**os.environ, "COMFYUI_PATH": str(tmp_path)}
+    done = subprocess.run(script, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert "requirements.txt" not in done.stderr
 
 
 def test_the_second_set_up_does_nothing():
