@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import PackForcingError
 from .file_kinds import looks_like
-from .weights import DOWNLOAD_AGAIN, SAFETENSORS_SUFFIXES, quoted, read_state_dict, some
+from .weights import DOWNLOAD_AGAIN, SAFETENSORS_SUFFIXES, quoted, read_json, read_state_dict, some
 
 COMPRESSOR_KEY = "packforcing.compressor"
 COMPRESSOR_VERSION = 1
@@ -116,7 +116,7 @@ def load_compressor(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Co
 def _parse_metadata(text: str, source: str) -> CompressorMetadata:
     """Metadata from the header's JSON."""
     try:
-        values = json.loads(text)
+        values = read_json(text)
         _check_version(source, values["format_version"])  # first: another version may have other fields
         values = {field.name: values[field.name] for field in fields(CompressorMetadata)}
         values["hidden_channels"] = tuple(values["hidden_channels"])
