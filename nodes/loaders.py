@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import comfy.model_management
 import comfy.sd
 import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..packforcing.demo.models import COMPRESSOR_NAME, VAE_DTYPE, demo_compressor, demo_transformer, demo_vae
+from ..packforcing.demo.models import COMPRESSOR_NAME, demo_compressor, demo_transformer, demo_vae
+from ..packforcing.devices import fast_dtype
 from ..packforcing.errors import PackForcingError
 from ..packforcing.files.compressor_file import load_compressor
+from ..packforcing.files.lora import comfy_lora, load_lora, wan_layers
+from ..packforcing.files.scaled_fp8 import LayerFormats
 from ..packforcing.files.wan_checkpoint import load_wan
 from ..packforcing.model.compressor import TRAINING_FREE, TRAINING_FREE_NAME, CompressorChoice
-from . import types
+from . import adapter, types
 from .demo_clip import DemoClip
 
 MODEL_FOLDER = "diffusion_models"
 COMPRESSOR_FOLDER = "packforcing"
+LORA_FOLDER = "loras"
+NO_LORA = "none"
 
 WEIGHT_SETS = ["auto", "ema", "raw"]
 DTYPES = {
@@ -34,9 +40,9 @@ DTYPES = {
 folder_paths.add_model_folder_path(COMPRESSOR_FOLDER, f"{folder_paths.models_dir}/{COMPRESSOR_FOLDER}")
 
 
-def comfy_model(state_dict: dict[str, torch.Tensor], dtype: str, source: str):
-    """A ComfyUI MODEL of a Wan state dict."""
-    model = comfy.sd.load_diffusion_model_state_dict(state_dict, model_options=dict(DTYPES[dtype]))
+def comfy_model(state_dict: dict[str, torch.Tensor], dtype: str, source: str, formats: LayerFormats | None = None):
+    """A ComfyUI MODEL of a Wan state dict, of which layers may be quantised."""
+    model = adapter.load_diffusion_model(state_dict, DTYPES[dtype], formats or {})
     if model is None:
         raise PackForcingError(
             f"{source} is a Wan checkpoint that this version of ComfyUI does not know: update ComfyUI, or load the "
@@ -84,23 +90,48 @@ class ModelLoaderNode(io.ComfyNode):
                 io.Combo.Input(
                     "dtype", options=list(DTYPES), default="default", tooltip="What the weights are kept in."
                 ),
+                io.Combo.Input(
+                    "lora_name",
+                    options=[NO_LORA, *folder_paths.get_filename_list(LORA_FOLDER)],
+                    default=NO_LORA,
+                    optional=True,
+                    tooltip="A LoRA in models/loras that belongs to the checkpoint, such as LongLive's lora.pt, which "
+                    "other LoRA loaders do not read.",
+                ),
+                io.Float.Input(
+                    "lora_strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="How much of the LoRA is added; 1 is what it was trained for.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="model")],
         )
 
     @classmethod
-    def validate_inputs(cls, model_name=None, dtype=None) -> bool | str:
+    def validate_inputs(cls, model_name=None, dtype=None, lora_name=None) -> bool | str:
         if dtype is not None:
             check_choice("dtype", dtype, DTYPES, f": choose one of {', '.join(DTYPES)}")
         if model_name is not None:
             check_file(MODEL_FOLDER, model_name)
+        if lora_name not in (None, NO_LORA):
+            check_file(LORA_FOLDER, lora_name)
         return True
 
     @classmethod
-    def execute(cls, model_name: str, weights: str, dtype: str) -> io.NodeOutput:
-        path = folder_paths.get_full_path_or_raise(MODEL_FOLDER, model_name)
-        loaded = load_wan(path, weights)
-        return io.NodeOutput(comfy_model(loaded.state_dict, dtype, model_name))
+    def execute(
+        cls, model_name: str, weights: str, dtype: str, lora_name: str = NO_LORA, lora_strength: float = 1.0
+    ) -> io.NodeOutput:
+        loaded = load_wan(folder_paths.get_full_path_or_raise(MODEL_FOLDER, model_name), weights)
+        lora = {}
+        if lora_name != NO_LORA:  # read and checked before ComfyUI builds the model, which empties the state dict
+            file = load_lora(folder_paths.get_full_path_or_raise(LORA_FOLDER, lora_name))
+            lora = comfy_lora(wan_layers(file, loaded.state_dict))
+        model = comfy_model(loaded.state_dict, dtype, model_name, loaded.formats)
+        return io.NodeOutput(adapter.with_lora(model, lora, lora_strength) if lora else model)
 
 
 def compressor_files() -> list[str]:
@@ -166,4 +197,6 @@ class DemoModelsNode(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         model = comfy_model(demo_transformer(), "default", "The demo model")
-        return io.NodeOutput(model, DemoClip(), comfy.sd.VAE(sd=demo_vae(), dtype=VAE_DTYPE))
+        device = comfy.model_management.vae_device()
+        vae = comfy.sd.VAE(sd=demo_vae(device), dtype=fast_dtype(device))
+        return io.NodeOutput(model, DemoClip(), vae)

@@ -30,6 +30,16 @@ def memory_of(device: torch.device) -> int | None:
     return None
 
 
+def fast_dtype(device: torch.device | str) -> torch.dtype:
+    """bfloat16 where the device multiplies it at least as fast as float32, and else float32.
+
+    A CPU without instructions for bfloat16 takes 50 to 100 times as long as in float32 (docs/performance.md).
+    """
+    if torch.device(device).type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
 def to_device(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """Copies a CPU tensor to a device, on the device's current stream; `dtype` converts it first.
 

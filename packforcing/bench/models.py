@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import COMPRESSED_SPACE_STRIDE, PATCH, TEXT_TOKENS, VAE_TIME_STRIDE, Layout
+from ..devices import fast_dtype
 from ..generate.long_video import VideoModels
 from ..known_models import SIZES, TINY, VAE_DIMS
 from ..model.causal_wan import CausalWan, TextKV
@@ -22,7 +23,6 @@ from ..model.vae import WanVAE, init_vae
 from ..model.wan_modules import WanModules, build_wan_modules, random_state_dict
 
 SEED = 0
-VAE_DTYPE = torch.bfloat16
 MODELS = ("wan2.1-1.3b", TINY)  # of KNOWN_MODELS, those that a benchmark can name
 
 
@@ -35,11 +35,11 @@ def random_wan(
 
 
 def random_vae(model: str, device: torch.device) -> WanVAE:
-    """A VAE of the width that goes with `model`, in bfloat16."""
-    return init_vae(VAE_DIMS[model], SEED).requires_grad_(False).to(device, VAE_DTYPE).eval()
+    """A VAE of the width that goes with `model`, in the type that is fast there."""
+    return init_vae(VAE_DIMS[model], SEED).requires_grad_(False).to(device, fast_dtype(device)).eval()
 
 
-def weight_bytes(model: str, dtype: torch.dtype, linear_dtype: str = "model") -> int:
+def weight_bytes(model: str, dtype: torch.dtype, vae_dtype: torch.dtype, linear_dtype: str = "model") -> int:
     """Bytes of the weights of a transformer of the sizes `model`, and of its VAE."""
     with torch.device("meta"):
         modules, vae = WanModules(SIZES[model]), WanVAE(VAE_DIMS[model])
@@ -47,7 +47,7 @@ def weight_bytes(model: str, dtype: torch.dtype, linear_dtype: str = "model") ->
     in_fp8 = 0
     if linear_dtype != "model":
         in_fp8 = sum(part.weight.numel() for part in modules.blocks.modules() if isinstance(part, nn.Linear))
-    total: int = (count[modules] - in_fp8) * dtype.itemsize + in_fp8 + count[vae] * VAE_DTYPE.itemsize
+    total: int = (count[modules] - in_fp8) * dtype.itemsize + in_fp8 + count[vae] * vae_dtype.itemsize
     return total
 
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..devices import memory_of
+from ..devices import fast_dtype, memory_of
 from ..generate.long_video import LongVideo, VideoModels, VideoSettings
 from ..generate.memory_budget import DecoderMemory, MemoryDemand
 from ..generate.prepare import DeviceMemory, fitted, tune_models
 from ..model.attention import Attention
 from ..model.causal_wan import TextKV
-from .models import VAE_DTYPE, random_text, random_wan, video_models, weight_bytes
+from .models import random_text, random_wan, video_models, weight_bytes
 from .settings import FPS, Settings
 
 
@@ -30,7 +30,7 @@ class Prepared:
 def memory_demand(settings: Settings) -> MemoryDemand:
     """What the run takes beside the weights, by count."""
     model = settings.model
-    decoder = None if model.vae_dim is None else DecoderMemory(model.vae_dim, VAE_DTYPE.itemsize)
+    decoder = None if model.vae_dim is None else DecoderMemory(model.vae_dim, fast_dtype(settings.device).itemsize)
     return MemoryDemand(model.sizes.shape, model.dtype.itemsize, settings.layout, settings.blocks, decoder)
 
 
@@ -38,7 +38,9 @@ def plan_decoding(settings: Settings) -> VideoSettings:
     """How the run decodes in the memory that it may take. Raises PackForcingError when it does not fit at all."""
     model, available = settings.model, limited_memory(settings)
     if available is not None:
-        available = max(0, available - weight_bytes(model.name, model.dtype, model.linear_dtype))
+        available = max(
+            0, available - weight_bytes(model.name, model.dtype, fast_dtype(settings.device), model.linear_dtype)
+        )
     wanted = VideoSettings(settings.layout, settings.sampling, fps=FPS, decode=model.vae, overlap=settings.overlap)
     return fitted(wanted, memory_demand(settings), DeviceMemory(str(settings.device), available))
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..devices import fast_dtype
 from ..model.attention import Attention, fast_attention
 from ..model.fp8_linear import product, rounded
 from .clock import best_ms
-from .models import VAE_DTYPE
 from .work import Workload, attend, layer_linear
 
 CPU_FLOP_PER_CALL = 2e10  # a CPU's rate shows on part of the rows, and all of them would take minutes
@@ -48,7 +48,7 @@ def measure_rates(workload: Workload, repeats: int, attention: Attention = fast_
     copy, host_copy = _copy_rates(device, repeats)
     return Rates(
         gemm=_linear_rate(workload, repeats),
-        vae_gemm=0.0 if workload.vae_dim is None else _square_rate(device, VAE_DTYPE, repeats),
+        vae_gemm=0.0 if workload.vae_dim is None else _square_rate(device, fast_dtype(device), repeats),
         attention=_attention_rate(workload, workload.layout.context_tokens, repeats, attention),
         cross_attention=_attention_rate(workload, workload.text_tokens, repeats, attention),
         copy=copy,

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from ..config import CacheConfig
+from ..devices import fast_dtype
 from .measure import Measurement
-from .models import VAE_DTYPE
 from .prepare import memory_demand
 from .rates import Rates
 from .settings import Settings
@@ -67,7 +67,7 @@ def conditions(settings: Settings) -> dict[str, Any]:
         "dtype": type_name(model.dtype),
         "linear_dtype": model.linear_dtype,
         "compiled": model.compiled,
-        "vae_dtype": type_name(VAE_DTYPE) if model.vae else None,
+        "vae_dtype": type_name(fast_dtype(device)) if model.vae else None,
         "steps": settings.sampling.steps,
         "repeats": settings.repeats,
         "config": asdict(layout.config),

@@ -26,6 +26,7 @@ from ..demo.models import SAMPLING, demo_compressor, demo_transformer, demo_vae
 from ..devices import memory_of, usable_device
 from ..errors import PackForcingError
 from ..files.compressor_file import load_compressor
+from ..files.lora import given_lora, with_loras
 from ..files.weights import read_state_dict
 from ..generate.long_video import LongVideo, VideoModels, VideoSettings
 from ..generate.prepare import DeviceMemory, planned_run, tune_models
@@ -73,6 +74,13 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
     """The networks' files."""
     command.add_argument("--model", default=TINY, help="'tiny' (the demo models), or a causal Wan checkpoint")
     command.add_argument("--weights", default="auto", choices=("auto", "ema", "raw"), help="of a training checkpoint")
+    command.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="a LoRA that belongs to the model, such as LongLive's lora.pt; may be given several times",
+    )
     command.add_argument("--vae", help="the Wan 2.1 VAE's file; not for --model tiny")
     command.add_argument(
         "--compressor",
@@ -138,11 +146,12 @@ def compressor_choice(options: argparse.Namespace) -> CompressorChoice:
 
 def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[CausalWan, WanVAE]:
     """The transformer and the VAE that the options name."""
+    loras = [given_lora(text) for text in options.lora]
     if options.model == TINY:
-        modules = build_wan_modules(SIZES[TINY], demo_transformer())
-        vae = load_vae(demo_vae(), device=options.device)
+        modules = build_wan_modules(SIZES[TINY], with_loras(demo_transformer(), loras, dtype))
+        vae = load_vae(demo_vae(options.device), device=options.device)
     else:
-        modules = load_wan_modules(options.model, options.weights)
+        modules = load_wan_modules(options.model, options.weights, dtype, loras)
         vae = load_vae(read_state_dict(options.vae)[0], dtype, options.device)
     return make_causal_wan(modules, options.device, dtype, options.linear_dtype, options.compile), vae
 

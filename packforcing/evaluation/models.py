@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 
 from .. import command_options
-from ..demo.models import VAE_DTYPE, demo_compressor, demo_transformer, demo_vae
-from ..devices import usable_device
+from ..demo.models import demo_compressor, demo_transformer, demo_vae
+from ..devices import fast_dtype, usable_device
 from ..files.compressor_file import load_compressor
 from ..files.weights import read_state_dict
 from ..model.causal_wan import CausalWan
@@ -64,7 +64,7 @@ def load(sources: Sources) -> Models:
     device = usable_device(sources.device)
     dtype = DTYPES[sources.dtype]
     modules = load_wan_modules(sources.model) if sources.model else build_wan_modules(SIZES["tiny"], demo_transformer())
-    vae = load_vae(read_state_dict(sources.vae)[0] if sources.vae else demo_vae(), VAE_DTYPE, device)
+    vae = load_vae(read_state_dict(sources.vae)[0] if sources.vae else demo_vae(), fast_dtype(device), device)
     wan = CausalWan(modules.to(device, dtype), dtype=dtype, device=device)
     return Models(wan, vae, compressor_choice(sources))
 

@@ -30,7 +30,7 @@ class FileKind(NamedTuple):
     advice: str  # what to do where a Wan was wanted
 
 
-_LORA_ADVICE = "load its base model here, and apply this file with a LoRA loader node"
+_LORA_ADVICE = "load its base model here, and apply this file with a LoRA loader node, lora_name or --lora"
 
 # The first match wins: a LoRA's names have those of its model's modules in them. Names are bare ones (`bare_name`).
 _OTHER_FILES = [

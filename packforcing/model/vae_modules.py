@@ -19,6 +19,7 @@ from ..config import LATENT_CHANNELS
 from ..config import VAE_SPACE_STRIDE as SPACE_STRIDE
 from ..config import VAE_TIME_STRIDE as TIME_STRIDE
 from ..errors import PackForcingError
+from .vae_convolutions import Conv2d, Conv3d
 from .vae_norms import Norm, RMSNorm, on_rows, rms_norm, rms_norm_silu
 
 History = dict[str, Tensor]
@@ -44,7 +45,7 @@ class Chain(Temporal, nn.Sequential):
         return x
 
 
-class CausalConv3d(Temporal, nn.Conv3d):
+class CausalConv3d(Temporal, Conv3d):
     """A convolution over [B, C, T, H, W] that sees no later frame, and zeros before the video's first."""
 
     name: str  # its path in the VAE, and so its key in the history; `WanVAE` sets it
@@ -84,7 +85,7 @@ class ResidualBlock(Temporal):
             nn.Identity(),  # dropout
             CausalConv3d(out_dim, out_dim, (3, 3, 3)),
         )
-        self.shortcut = nn.Identity() if in_dim == out_dim else nn.Conv3d(in_dim, out_dim, 1)
+        self.shortcut = nn.Identity() if in_dim == out_dim else Conv3d(in_dim, out_dim, 1)
 
     def forward(self, x: Tensor, history: History) -> Tensor:
         return self.shortcut(x) + self.residual(x, history)
@@ -96,8 +97,8 @@ class AttentionBlock(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.norm = RMSNorm(dim, axes=2)
-        self.to_qkv = nn.Conv2d(dim, 3 * dim, 1)
-        self.proj = nn.Conv2d(dim, dim, 1)
+        self.to_qkv = Conv2d(dim, 3 * dim, 1)
+        self.proj = Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, _, height, _ = x.shape
@@ -115,7 +116,7 @@ class Upsample(Temporal):
         super().__init__()
         self.resample = nn.Sequential(
             nn.Upsample(scale_factor=2, mode="nearest-exact"),
-            nn.Conv2d(dim, dim // 2, 3, padding=1),
+            Conv2d(dim, dim // 2, 3, padding=1),
         )
         self.time_conv = CausalConv3d(dim, 2 * dim, (3, 1, 1)) if in_time else None
 
@@ -143,7 +144,7 @@ class Downsample(Temporal):
         super().__init__()
         self.resample = nn.Sequential(
             nn.ZeroPad2d((0, 1, 0, 1)),  # right and bottom only
-            nn.Conv2d(dim, dim, 3, stride=2),
+            Conv2d(dim, dim, 3, stride=2),
         )
         self.time_conv = CausalConv3d(dim, dim, (3, 1, 1), time_stride=2) if in_time else None
 
@@ -283,8 +284,8 @@ class WanVAE(nn.Module):
         super().__init__()
         self.dim = dim
         self.encoder = Encoder(dim, 2 * z_dim)
-        self.conv1 = nn.Conv3d(2 * z_dim, 2 * z_dim, 1)
-        self.conv2 = nn.Conv3d(z_dim, z_dim, 1)
+        self.conv1 = Conv3d(2 * z_dim, 2 * z_dim, 1)
+        self.conv2 = Conv3d(z_dim, z_dim, 1)
         self.decoder = Decoder(dim, z_dim)
         for name, layer in self.named_modules():
             if isinstance(layer, CausalConv3d):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..config import LATENT_CHANNELS, default_temporal_stride
 from ..demo.models import demo_vae
+from ..devices import fast_dtype
 from ..errors import PackForcingError
 from ..files.compressor_file import load_compressor
 from ..files.weights import read_state_dict
@@ -147,7 +148,7 @@ def prepare_clips(options: argparse.Namespace, device: torch.device) -> Training
             )
     folder = Path(options.clip_folder or Path(options.folder) / "clips")
     weights = read_state_dict(options.vae)[0] if options.vae else demo_vae()
-    vae = load_vae(weights, torch.bfloat16, device).to_layout(channels_last=True)
+    vae = load_vae(weights, fast_dtype(device), device).to_layout(channels_last=True)
     for each in filter(None, (clips, away, places)):
         written = prepare(folder, each, vae, *common.part_of(None))
         print(f"{written} of {each.shards} files of clips encoded", flush=True)

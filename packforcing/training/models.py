@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..config import CacheConfig, FrameSize, Layout
 from ..demo.models import demo_transformer, demo_vae
+from ..devices import fast_dtype
 from ..errors import PackForcingError
 from ..files.weights import read_state_dict
 from ..generate.long_video import Sampling
@@ -103,7 +104,7 @@ def load_training_models(options: argparse.Namespace, device: torch.device, trai
     dtype = PRECISIONS[options.precision] or torch.float32
     modules = wan_modules_of(options.model)
     state = read_state_dict(options.vae)[0] if options.vae else own_vae(demo)
-    vae_dtype = torch.bfloat16 if device.type == "cpu" else dtype
+    vae_dtype = fast_dtype(device) if device.type == "cpu" else dtype
     vae = load_vae(state, vae_dtype, device).to_layout(channels_last=True)
     if trained:
         dtype = torch.float32

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from ..devices import fast_dtype
 from ..errors import PackForcingError
 from .loop import Outcome
 from .processes import process_count, rank
@@ -42,7 +43,9 @@ def add_run_arguments(
     parser.add_argument("--decay", default=decay, choices=DECAYS)
     parser.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--precision", default="bfloat16", choices=tuple(PRECISIONS))
+    parser.add_argument(
+        "--precision", choices=tuple(PRECISIONS), help="default: bfloat16 where the device is fast in it, else float32"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is torch's choice")
     parser.add_argument("--save-every", type=int, default=100, help="steps")
@@ -52,12 +55,15 @@ def add_run_arguments(
 
 
 def start(options: argparse.Namespace) -> torch.device:
-    """Sets threads, joins the other processes when `torchrun` started this one, and returns this process's device."""
+    """Sets threads and precision, joins the other processes when `torchrun` started this one, and returns this
+    process's device."""
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise PackForcingError("--device cuda was asked for, but PyTorch finds no CUDA device here: give --device cpu.")
+    if options.precision is None:
+        options.precision = str(fast_dtype(device)).removeprefix("torch.")
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if device.type == "cuda" and device.index is None:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..devices import fast_dtype
 from ..errors import PackForcingError
 from ..files.weights import read_state_dict
 from ..model.vae import LATENT_CHANNELS, SPACE_STRIDE, WanVAE, init_vae, load_vae, normalise
@@ -136,8 +137,9 @@ class VAETrainer:
         return {"loss": loss, "absolute": error.abs().mean(), "edges": edges, "kl": kl}
 
     def evaluate(self, step: int) -> dict[str, float]:
-        # In bfloat16 for speed: narrow float32 convolutions are slow on a CPU. `export` measures in float32.
-        with self.learners["vae"].averaged() as vae, torch.autocast(self.device.type, torch.bfloat16):
+        # In bfloat16 where that is faster. `export` measures in float32.
+        low = fast_dtype(self.device) == torch.bfloat16
+        with self.learners["vae"].averaged() as vae, torch.autocast(self.device.type, torch.bfloat16, enabled=low):
             scores = [psnr(reconstruct(vae, clip), clip) for clip in held_out_clips(self.held_out, 9)]
         return {"psnr": sum(scores) / len(scores)}
 

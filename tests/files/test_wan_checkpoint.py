@@ -131,6 +131,15 @@ def test_other_models_are_named(tmp_path, name, says):
         ({k: v for k, v in tiny_wan(layers=3).items() if "blocks.1." not in k}, "block 1 is missing"),
         ({"blocks.9999999999.self_attn.q.weight": torch.zeros(1)}, "a Wan diffusion model"),
         ({}, "0 tensors"),
+        (
+            RAW | {"blocks.0.gate.weight": torch.ones(1), "extra": torch.ones(1)},
+            "it has 2 tensors such as 'blocks.0.gate.weight' that Wan 2.1 has not",
+        ),
+        (RAW | {"blocks.0.ffn.0.weight": torch.zeros(8, 128).int()}, "'blocks.0.ffn.0.weight' is a tensor of int32"),
+        (RAW | {"head.modulation": torch.zeros(1, 2, 128).bool()}, "'head.modulation' is a tensor of bool"),
+        (RAW | {"head.modulation": torch.zeros(1, 2, 128) + 0j}, "'head.modulation' is a tensor of complex64"),
+        (RAW | {"blocks.1.ffn.2.bias": torch.full((128,), float("nan"))}, "'blocks.1.ffn.2.bias' holds values that"),
+        (RAW | {"blocks.1.norm3.weight": torch.full((128,), float("inf"))}, "'blocks.1.norm3.weight' holds values"),
     ],
 )
 def test_other_wans_are_named(state_dict, says):
