@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
 
 import comfy.model_management
 import comfy.sd
@@ -13,7 +16,7 @@ from comfy_api.latest import io
 from ..packforcing.demo.models import COMPRESSOR_NAME, demo_compressor, demo_transformer, demo_vae
 from ..packforcing.devices import fast_dtype
 from ..packforcing.errors import PackForcingError
-from ..packforcing.files.compressor_file import load_compressor
+from ..packforcing.files.compressor_file import has_compressor_inside, load_compressor
 from ..packforcing.files.lora import comfy_lora, load_lora, wan_layers
 from ..packforcing.files.scaled_fp8 import LayerFormats
 from ..packforcing.files.wan_checkpoint import load_wan
@@ -135,8 +138,31 @@ class ModelLoaderNode(io.ComfyNode):
 
 
 def compressor_files() -> list[str]:
+    """Files of models/packforcing, and those checkpoints in models/diffusion_models that bring a compressor."""
     names = folder_paths.get_filename_list(COMPRESSOR_FOLDER)
-    return [name for name in names if name.endswith((".safetensors", ".sft"))]
+    checkpoints = folder_paths.get_filename_list(MODEL_FOLDER)
+    own = [name for name in names if name.endswith((".safetensors", ".sft"))]
+    return own + [name for name in checkpoints if name not in own and brings_compressor(name)]
+
+
+def brings_compressor(checkpoint: str) -> bool:
+    """Whether a checkpoint of models/diffusion_models brings a compressor. Each file is looked into once."""
+    path = folder_paths.get_full_path(MODEL_FOLDER, checkpoint)
+    if path is None or not os.path.exists(path):
+        return False
+    stat = os.stat(path)
+    return looked_into(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=1024)
+def looked_into(path: str, modified: int, size: int) -> bool:
+    return has_compressor_inside(Path(path))
+
+
+def compressor_path(name: str) -> str:
+    """The file that the list means by a name."""
+    path = folder_paths.get_full_path(COMPRESSOR_FOLDER, name)
+    return path or folder_paths.get_full_path_or_raise(MODEL_FOLDER, name)
 
 
 class CompressorLoaderNode(io.ComfyNode):
@@ -148,13 +174,14 @@ class CompressorLoaderNode(io.ComfyNode):
             category=types.CATEGORY,
             description="Chooses how blocks are compressed. Training-free needs no file: it encodes a pooled copy of "
             "the video. A trained dual-branch compressor is a safetensors file in models/packforcing; the demo models "
-            "bring theirs.",
+            "and checkpoints of PackForcing-Unofficial bring theirs.",
             inputs=[
                 io.Combo.Input(
                     "compressor_name",
                     options=[TRAINING_FREE_NAME, COMPRESSOR_NAME, *compressor_files()],
                     default=TRAINING_FREE_NAME,
-                    tooltip="The training-free form, the demo models' own, or a file in models/packforcing.",
+                    tooltip="The training-free form, the demo models' own, a file in models/packforcing, or a "
+                    "checkpoint in models/diffusion_models that brings one.",
                 )
             ],
             outputs=[types.Compressor.Output(display_name="compressor")],
@@ -162,7 +189,7 @@ class CompressorLoaderNode(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, compressor_name=None) -> bool | str:
-        if compressor_name not in (None, TRAINING_FREE_NAME, COMPRESSOR_NAME):
+        if compressor_name not in (None, TRAINING_FREE_NAME, COMPRESSOR_NAME, *compressor_files()):
             check_file(COMPRESSOR_FOLDER, compressor_name)
         return True
 
@@ -172,8 +199,7 @@ class CompressorLoaderNode(io.ComfyNode):
             return io.NodeOutput(TRAINING_FREE)
         if compressor_name == COMPRESSOR_NAME:
             return io.NodeOutput(demo_compressor())
-        path = folder_paths.get_full_path_or_raise(COMPRESSOR_FOLDER, compressor_name)
-        return io.NodeOutput(CompressorChoice(compressor_name, *load_compressor(path)))
+        return io.NodeOutput(CompressorChoice(compressor_name, *load_compressor(compressor_path(compressor_name))))
 
 
 class DemoModelsNode(io.ComfyNode):

@@ -119,7 +119,7 @@ def requested(options: argparse.Namespace) -> Request:
     check_folder(options.report, "report")
     check_folder(options.picture, "picture")
     choice = compressor_choice(options)
-    layout = Layout(config, size, choice.temporal_stride(config.block_frames))
+    layout = choice.layout(config, size)
     return Request(layout, length, sampling, device, dtype_of(options.dtype, device), choice, prompts)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PackForcingError
-from .file_kinds import looks_like
+from .file_kinds import PACK_COMPRESSOR, looks_like
 from .scaled_fp8 import (
     LayerFormats,
     checked_formats,
@@ -67,6 +67,8 @@ def load_wan(path: str | os.PathLike[str], which: str = "auto") -> LoadedWan:
     weight_set, chosen = named_weight_set(checkpoint, which, source)
     entries = {**strip_prefixes(chosen, source), **header_descriptions(metadata, source)}
     tensors, described = split_descriptions(from_diffusers(entries), source)
+    # A generator of PackForcing-Unofficial brings a compressor, which `load_compressor` reads.
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(PACK_COMPRESSOR)}
     formats = checked_formats(tensors, described, source)
     state_dict = with_marker(tensors)
     return LoadedWan(state_dict, check_wan(state_dict, source), metadata, weight_set, formats)

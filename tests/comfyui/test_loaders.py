@@ -26,6 +26,12 @@ from packforcing.model.load import load_wan_modules, make_causal_wan
 FP8 = torch.float8_e4m3fn
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Tensors this small lose more to a second thread than they gain, most of all on a busy machine."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module")
 def loaders(pack: ModuleType) -> ModuleType:
     return importlib.import_module(f"{pack.__name__}.nodes.loaders")
@@ -241,3 +247,37 @@ def test_models_are_marked_as_causal_where_comfyui_has_a_model_for_that(
     assert {key: json.loads(text) for key, text in metadata.items()} == (
         {"config": {"transformer": {"causal_ar": True}}} if newer else {}
     )
+
+
+# --- a checkpoint that brings its compressor -------------------------------------------------------------------------
+
+
+def unofficial_checkpoint(path: Path) -> dict[str, Tensor]:
+    """A generator of PackForcing-Unofficial in small: its compressor's tensors, written beside the transformer's."""
+    net, widths = {}, (16, 4, 4, 4, 256)
+    for i, place in enumerate((0, 2, 4, 6)):
+        kernel = (1, 1, 1) if place == 6 else (1, 3, 3)
+        net[f"net.{place}.weight"] = seeded(widths[i + 1], widths[i], *kernel, seed=i)
+        net[f"net.{place}.bias"] = seeded(widths[i + 1], seed=10 + i)
+    inside = {f"model.pack_compressor.{name}": tensor for name, tensor in net.items()}
+    torch.save({"generator": {f"model.{k}": v for k, v in demo_transformer().items()} | inside}, path)
+    return net
+
+
+def test_a_checkpoint_brings_its_compressor(loaders, folders):
+    """It is listed by the compressor loader, other checkpoints are not, and the transformer loads as any other."""
+    folder = folders("diffusion_models")
+    net = unofficial_checkpoint(folder / "unofficial.pt")
+    torch.save({"generator": demo_transformer()}, folder / "plain.pt")
+    names = loaders.compressor_files()
+    assert "unofficial.pt" in names
+    assert "plain.pt" not in names
+    assert loaders.CompressorLoaderNode.validate_inputs("unofficial.pt")
+    [choice] = loaders.CompressorLoaderNode.execute("unofficial.pt").args
+    assert choice.direct
+    assert all(torch.equal(choice.state_dict[name], tensor) for name, tensor in net.items())
+    [plain] = loaders.ModelLoaderNode.execute("plain.pt", "auto", "default").args
+    [model] = loaders.ModelLoaderNode.execute("unofficial.pt", "auto", "default").args
+    assert torch.equal(velocity(model), velocity(plain))
+    with pytest.raises(PackForcingError, match=r"There is no file 'plain\.pt' in models/packforcing"):
+        raise_library_error(loaders.CompressorLoaderNode.validate_inputs, "plain.pt")
