@@ -28,6 +28,12 @@ FLAVOURS = {  # what the trainers' save() write: (checkpoint, the set that auto 
     "LongLive, model": ({"model": with_prefix(RAW, "model."), "step": 700}, "model"),
     "an EMA that is still empty": ({"generator": RAW, "generator_ema": {}}, "generator"),
     "a fork's state_dict": ({"state_dict": with_prefix(RAW, "module.")}, "state_dict"),
+    "Rolling-Forcing": ({"generator": with_prefix(RAW, "model."), "generator_ema": fsdp(EMA)}, "generator_ema"),
+    "Reward-Forcing": (with_prefix(RAW, "model."), ""),
+    "PackForcing-Unofficial": (
+        {"generator": with_prefix(RAW | {"pack_compressor.net.0.weight": torch.ones(64, 16, 1, 3, 3)}, "model.")},
+        "generator",
+    ),
     "flat": (RAW, ""),
     "flat, ComfyUI's prefix": (with_prefix(RAW, "model.diffusion_model."), ""),
 }
@@ -49,7 +55,7 @@ def test_torch_flavours_load_to_wan_names(tmp_path, name, zip_format):
         assert torch.equal(tensor, expected[key])
 
 
-@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model."])
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model.", "model."])  # the last: Krea
 def test_safetensors_flavours_and_metadata(tmp_path, prefix):
     path = tmp_path / "wan.safetensors"
     save_file(with_prefix(RAW, prefix), path, metadata={"format": "pt"})
