@@ -92,7 +92,7 @@ def checked_formats(state_dict: Mapping[str, Tensor], formats: LayerFormats, sou
     Raises PackForcingError for a format other than fp8 with one scale for a tensor or a row, and for a scale without
     its weight.
     """
-    found: LayerFormats = dict(formats)
+    found = {layer: entry for layer, entry in formats.items() if f"{layer}.weight" in state_dict}
     for name, scale in state_dict.items():
         match = _SCALE.fullmatch(name)
         if match is None:
@@ -115,12 +115,6 @@ def checked_formats(state_dict: Mapping[str, Tensor], formats: LayerFormats, sou
         raise PackForcingError(
             f"{source} has weights quantised as {quoted(others)}, and PackForcing reads fp8 ({', '.join(FORMATS)}) "
             "only: load it with ComfyUI's own loader and connect that MODEL, or choose a bf16, fp16 or fp8 file."
-        )
-    missing = [layer for layer in found if f"{layer}.weight" not in state_dict]
-    if missing:
-        raise PackForcingError(
-            f"{source} cannot be used: it describes the formats of layers that it does not have ({quoted(missing)}); "
-            f"{DOWNLOAD_AGAIN}."
         )
     return found
 

@@ -21,7 +21,7 @@ from .scaled_fp8 import (
     split_descriptions,
     with_marker,
 )
-from .wan_names import from_diffusers, named_weight_set, strip_prefixes
+from .wan_names import from_diffusers, named_weight_set, strip_prefixes, transformer_part
 from .weights import CHOOSE_CAUSAL_WAN, DOWNLOAD_AGAIN, check_floating, quoted, read_state_dict, some
 
 
@@ -65,7 +65,7 @@ def load_wan(path: str | os.PathLike[str], which: str = "auto") -> LoadedWan:
     source = os.fspath(path)
     checkpoint, metadata = read_state_dict(path)
     weight_set, chosen = named_weight_set(checkpoint, which, source)
-    entries = {**strip_prefixes(chosen, source), **header_descriptions(metadata, source)}
+    entries = {**strip_prefixes(transformer_part(chosen), source), **header_descriptions(metadata, source)}
     tensors, described = split_descriptions(from_diffusers(entries), source)
     # A generator of PackForcing-Unofficial brings a compressor, which `load_compressor` reads.
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(PACK_COMPRESSOR)}

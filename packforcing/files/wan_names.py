@@ -74,6 +74,14 @@ def _tensors(mapping: Mapping[str, Any]) -> dict[str, Tensor]:
     return {str(name): value for name, value in mapping.items() if isinstance(value, Tensor)}
 
 
+def transformer_part(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of a file is the transformer, where ComfyUI saved text encoder and VAE beside it; else all of it."""
+    prefix = "model.diffusion_model."
+    if not any(name.startswith(f"{prefix}blocks.") for name in state_dict):
+        return dict(state_dict)
+    return {name: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+
+
 # --- names of tensors ------------------------------------------------------------------------------------------
 
 

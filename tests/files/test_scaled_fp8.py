@@ -17,6 +17,12 @@ FP8 = torch.float8_e4m3fn
 LINEARS = [f"blocks.{i}.{part}" for i in range(2) for part in ("self_attn.q", "cross_attn.o", "ffn.0", "ffn.2")]
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Tensors this small lose more to a second thread than they gain, most of all on a busy machine."""
+    torch.set_num_threads(1)
+
+
 def scaled(layout, by_row=False, dtype=FP8):
     """A Wan's tensors with some layers in scaled fp8; the weights that they stand for; and the file's header."""
     plain = random_state_dict(SIZES, seed=3)
@@ -92,7 +98,6 @@ def described(**layers):
         ({}, described(**{Q: {"format": "int8_tensorwise"}}), "quantised as 'int8_tensorwise'"),
         ({}, described(**{Q: "nf4"}), "quantised as 'nf4'"),
         ({}, described(**{Q: {}}), "names no format"),
-        ({}, described(**{"blocks.7.ffn.0": {"format": "float8_e4m3fn"}}), "does not have ('blocks.7.ffn.0')"),
         ({}, {"_quantization_metadata": "{"}, "cannot be read"),
         ({}, {"_quantization_metadata": "3"}, "cannot be read"),
         ({}, {"_quantization_metadata": "[" * 100_000}, "cannot be read"),

@@ -64,6 +64,13 @@ def test_safetensors_flavours_and_metadata(tmp_path, prefix):
     assert loaded.metadata == {"format": "pt"}
 
 
+def test_of_a_whole_checkpoint_the_transformer_is_read(tmp_path):
+    """As ComfyUI's CheckpointSave writes them: text encoder and VAE lie beside it."""
+    beside = {"text_encoders.umt5xxl.shared.weight": torch.ones(1), "vae.decoder.conv1.weight": torch.ones(1)}
+    save_file(with_prefix(RAW, "model.diffusion_model.") | beside, tmp_path / "all.safetensors")
+    assert set(load_wan(tmp_path / "all.safetensors").state_dict) == set(RAW)
+
+
 def test_fp8_scales_are_kept(tmp_path):
     weights = dict(RAW)
     weights["blocks.0.self_attn.q.weight"] = weights["blocks.0.self_attn.q.weight"].to(torch.float8_e4m3fn)
