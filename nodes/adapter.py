@@ -6,6 +6,8 @@ Everything else in `nodes/` keeps to ComfyUI's node API.
 from __future__ import annotations
 
 import inspect
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import comfy.latent_formats
@@ -14,6 +16,7 @@ import comfy.ldm.wan.vae
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
+import comfy.supported_models
 import torch
 from comfy.cli_args import args
 from comfy.ldm.modules.attention import optimized_attention
@@ -24,10 +27,61 @@ from server import PromptServer
 from torch import Tensor
 
 from ..packforcing.errors import PackForcingError
+from ..packforcing.files.scaled_fp8 import HEADER_KEY, LayerFormats
 from ..packforcing.model.attention import Attention, fast_attention
 from ..packforcing.model.causal_wan import CausalWan
 from ..packforcing.model.vae import WanVAE, load_vae
 from ..packforcing.pixels import to_uint8
+
+# By this, ComfyUI's model detection takes a Wan for a causal one, whose MODEL its node Sampler AR Video runs.
+CAUSAL_CONFIG = json.dumps({"transformer": {"causal_ar": True}})
+CAUSAL_MODEL = "WAN21_CausalAR_T2V"  # in comfy.supported_models since that node exists
+
+
+def load_diffusion_model(
+    state_dict: dict[str, Tensor], options: Mapping[str, Any], formats: LayerFormats
+) -> comfy.model_patcher.ModelPatcher | None:
+    """A MODEL of a causal Wan's state dict; None where this ComfyUI does not know the model.
+
+    Args:
+        options: ComfyUI's `model_options`.
+        formats: in which formats layers are, if they are quantised.
+
+    Raises PackForcingError when this ComfyUI cannot read one of the formats: it would load them without their scales.
+    """
+    load = comfy.sd.load_diffusion_model_state_dict
+    takes_metadata = "metadata" in inspect.signature(load).parameters
+    needed = sorted({layer["format"] for layer in formats.values()})
+    unknown = [name for name in needed if not takes_metadata or name not in known_formats()]
+    if unknown:
+        raise PackForcingError(
+            f"The model's weights are quantised as {', '.join(unknown)}, which this version of ComfyUI does not read: "
+            "update ComfyUI, or choose a bf16 or fp16 version of the model."
+        )
+    metadata = {HEADER_KEY: json.dumps({"format_version": "1.0", "layers": formats})} if formats else {}
+    if hasattr(comfy.supported_models, CAUSAL_MODEL):
+        metadata["config"] = CAUSAL_CONFIG
+    given = {"metadata": metadata} if takes_metadata and metadata else {}
+    return load(state_dict, model_options=dict(options), **given)
+
+
+def known_formats() -> set[str]:
+    """The formats of quantised layers that this ComfyUI knows."""
+    try:
+        from comfy.quant_ops import QUANT_ALGOS
+    except ImportError:
+        return set()
+    return set(QUANT_ALGOS)
+
+
+def with_lora(
+    model: comfy.model_patcher.ModelPatcher, lora: Mapping[str, Tensor], strength: float
+) -> comfy.model_patcher.ModelPatcher:
+    """The MODEL with a LoRA under ComfyUI's names patched onto it, as the core LoRA loader does."""
+    patched, _ = comfy.sd.load_lora_for_models(model, None, dict(lora), strength, 0)
+    if len(patched.patches) == len(model.patches):
+        raise PackForcingError("ComfyUI found nothing in the LoRA to patch: apply it with a LoRA loader node.")
+    return patched
 
 
 def compute_dtype(model: comfy.model_patcher.ModelPatcher) -> torch.dtype:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..packforcing.byte_units import readable_bytes
-from ..packforcing.config import LARGEST_SIDE, CacheConfig, FrameSize, Layout, Length, default_temporal_stride
+from ..packforcing.config import LARGEST_SIDE, CacheConfig, FrameSize, Layout, Length
 from ..packforcing.errors import PackForcingError
 from ..packforcing.files.state_file import StatePrompt, VideoState, save_state
 from ..packforcing.files.video import VideoWriter
@@ -36,7 +36,7 @@ from ..packforcing.generate.side_stream import CHOICES, overlap_wanted
 from ..packforcing.generate.start import Start, check_start, started_blocks
 from ..packforcing.generate.state import check_fits, encoded_prompts, prompts_after, state_of, story_from
 from ..packforcing.generate.story import SWITCHES, check_switch, refresh_passes
-from ..packforcing.model.compressor import Compressor, CompressorChoice
+from ..packforcing.model.compressor import TRAINING_FREE, Compressor, CompressorChoice
 from . import adapter, types
 from .conditioning import prompts_over_time
 from .files import state_folder, temporary_video
@@ -285,12 +285,10 @@ def connected(
 ) -> tuple[VideoModels, Layout, list[ModelPatcher]]:
     """The library's networks over what is connected to the node, the layout, and the patchers that load the weights."""
     wan = adapter.causal_wan(model)
-    stride = default_temporal_stride(config.block_frames)
+    layout = (compressor or TRAINING_FREE).layout(config, size)
     built: Compressor | None = None
     if compressor is not None:
-        stride = compressor.temporal_stride(config.block_frames)
         built = compressor.build(config.block_frames, wan.shape.dim, wan.device)
-    layout = Layout(config, size, stride)
     if vae is None:
         return VideoModels(wan, None, built), layout, [model]
     streaming_vae, vae_patcher = adapter.wan_vae(vae)

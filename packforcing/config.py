@@ -228,12 +228,19 @@ def default_temporal_stride(block_frames: int) -> int:
 class Layout:
     """Token counts of one run: a cache configuration at a frame size, with a compressor's temporal stride.
 
+    Attributes:
+        temporal_stride: latent frames that a compressed token spans.
+        direct: how the compressor's tokens enter the cache. If not, they pass through the transformer's layers beside
+            the block, and stand at the centres of what they cover. If so, every layer takes its keys and values
+            straight from them, and they stand at rows and columns 0, 1, 2, ... (`model.compressor.LatentCompressor`).
+
     Raises PackForcingError when the frame is too small, or the block too short, to have a compressed token.
     """
 
     config: CacheConfig
     size: FrameSize
     temporal_stride: int
+    direct: bool = False
 
     def __post_init__(self) -> None:
         if self.temporal_stride not in (1, 2):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..config import Layout
+from ..config import COMPRESSED_SPACE_STRIDE, Layout
 from .positions import Anchors
 from .rope import Rotation, block_positions, centres, grid_positions, joined, rotation, temporal_rotation
 
@@ -40,8 +40,8 @@ class BlockRotations:
         return centres(self._layout.compressed_frames, self._layout.temporal_stride)
 
     def _compressed_positions(self, times: Tensor) -> Tensor:
-        size = self._layout.size
-        return grid_positions(times, centres(size.compressed_rows, 4), centres(size.compressed_columns, 4))
+        size, span = self._layout.size, 1 if self._layout.direct else COMPRESSED_SPACE_STRIDE
+        return grid_positions(times, centres(size.compressed_rows, span), centres(size.compressed_columns, span))
 
     def _of(self, positions: Tensor) -> Rotation:
         return rotation(positions, self._head_dim, self._dtype).to(self._device)

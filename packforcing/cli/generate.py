@@ -28,6 +28,7 @@ from ..devices import memory_of, usable_device
 from ..errors import PackForcingError
 from ..files.compressor_file import load_compressor
 from ..files.latent_file import save_latents
+from ..files.lora import given_lora, with_loras
 from ..files.state_file import StatePrompt, VideoState, save_state
 from ..files.weights import read_state_dict
 from ..flavours import NO_FLAVOUR, Flavour
@@ -79,6 +80,13 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
     """The networks' files."""
     command.add_argument("--model", default=TINY, help="'tiny' (the demo models), or a causal Wan checkpoint")
     command.add_argument("--weights", default="auto", choices=("auto", "ema", "raw"), help="of a training checkpoint")
+    command.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="a LoRA that belongs to the model, such as LongLive's lora.pt; may be given several times",
+    )
     command.add_argument("--vae", help="the Wan 2.1 VAE's file; not for --model tiny")
     command.add_argument(
         "--compressor",
@@ -134,7 +142,7 @@ def requested(options: argparse.Namespace) -> Request:
     check_folder(options.report, "report")
     check_folder(options.picture, "picture")
     choice = compressor_choice(options, config)
-    layout = Layout(config, size, choice.temporal_stride(config.block_frames))
+    layout = choice.layout(config, size)
     check_kept(options)
     state = state_to_go_on_from(options)
     start = start_of(options, state, size)
@@ -160,11 +168,12 @@ def compressor_choice(options: argparse.Namespace, config: CacheConfig) -> Compr
 
 def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[CausalWan, WanVAE]:
     """The transformer and the VAE that the options name."""
+    loras = [given_lora(text) for text in options.lora]
     if options.model == TINY:
-        modules = build_wan_modules(SIZES[TINY], demo_transformer())
+        modules = build_wan_modules(SIZES[TINY], with_loras(demo_transformer(), loras, dtype))
         vae = load_vae(demo_vae(options.device), device=options.device)
     else:
-        modules = load_wan_modules(options.model, options.weights)
+        modules = load_wan_modules(options.model, options.weights, dtype, loras)
         vae = load_vae(read_state_dict(options.vae)[0], dtype, options.device)
     return make_causal_wan(modules, options.device, dtype, options.linear_dtype, options.compile), vae
 

@@ -219,7 +219,7 @@ def new_video(
     """A video of `count` blocks under a policy, of which no block is made yet."""
     compressor = models.compressor(policy.compressor, BLOCK_FRAMES)
     stride = compressor.temporal_stride if compressor else default_temporal_stride(BLOCK_FRAMES)
-    layout = Layout(policy.config(count), size, stride)
+    layout = Layout(policy.config(count), size, stride, compressor is not None and compressor.direct)
     return LongVideo(VideoModels(models.wan, models.vae, compressor), text, VideoSettings(layout, sampling, FPS))
 
 

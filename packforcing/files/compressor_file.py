@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
@@ -15,11 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import PackForcingError
-from .file_kinds import looks_like
-from .weights import DOWNLOAD_AGAIN, SAFETENSORS_SUFFIXES, quoted, read_state_dict, some
+from .file_kinds import PACK_COMPRESSOR, bare_name, looks_like
+from .wan_names import named_weight_set
+from .weights import DOWNLOAD_AGAIN, SAFETENSORS_SUFFIXES, quoted, read_json, read_state_dict, some
 
 COMPRESSOR_KEY = "packforcing.compressor"
 COMPRESSOR_VERSION = 1
+LATENT_NET = "net."  # begins the names of a compressor out of a checkpoint of PackForcing-Unofficial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +89,11 @@ def save_compressor(
 
 
 def load_compressor(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], CompressorMetadata]:
-    """Read a compressor file that `save_compressor` wrote.
+    """Read a compressor file that `save_compressor` wrote, or the compressor in a file of PackForcing-Unofficial.
 
     Returns:
-        (state dict with `hr.{i}.weight`/`hr.{i}.bias`, on the CPU; metadata).
+        (state dict with `hr.{i}.weight`/`hr.{i}.bias`, on the CPU; metadata). For PackForcing-Unofficial the names are
+        `net.{i}.weight` and `net.{i}.bias`, and the metadata is read from the tensors' sizes.
 
     Raises:
         PackForcingError: not a compressor file, of an unknown version, or weights that disagree with the
@@ -97,6 +101,9 @@ def load_compressor(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Co
     """
     source = os.fspath(path)
     checkpoint, header = read_state_dict(path)
+    net = _latent_net(checkpoint, source)
+    if net:
+        return net, _latent_metadata(net, source)
     text = header.get(COMPRESSOR_KEY)
     if text is None or Path(path).suffix.lower() not in SAFETENSORS_SUFFIXES:
         sets = [value for value in checkpoint.values() if isinstance(value, Mapping)]
@@ -116,7 +123,7 @@ def load_compressor(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Co
 def _parse_metadata(text: str, source: str) -> CompressorMetadata:
     """Metadata from the header's JSON."""
     try:
-        values = json.loads(text)
+        values = read_json(text)
         _check_version(source, values["format_version"])  # first: another version may have other fields
         values = {field.name: values[field.name] for field in fields(CompressorMetadata)}
         values["hidden_channels"] = tuple(values["hidden_channels"])
@@ -160,9 +167,81 @@ def _check_compressor(state_dict: Mapping[str, Tensor], metadata: CompressorMeta
                 f"{list(bias.shape)} instead of [{after}, {before}, time, height, width] and [{after}]; "
                 "export it again."
             )
+    _check_finite(state_dict, source)
+
+
+def _check_finite(state_dict: Mapping[str, Tensor], source: str) -> None:
     for name, tensor in state_dict.items():
         if not (tensor.is_floating_point() and torch.isfinite(tensor.float()).all()):
             raise PackForcingError(
                 f"{source} cannot be used: '{name}' ({tensor.dtype}) holds values that are not finite "
                 "numbers; choose an earlier compressor of that training."
             )
+
+
+# --- PackForcing-Unofficial ------------------------------------------------------------------------------------
+
+# github.com/AshadowZ/PackForcing-Unofficial, wan/modules/pack_compressor.py: a Sequential of convolutions with SiLU
+# between, inside the generator. Its configurations have blocks of 3 latent frames.
+_CONVOLUTIONS = {0: (1, 3, 3), 2: (1, 3, 3), 4: (1, 3, 3), 6: (1, 1, 1)}  # place in it -> kernel
+_BLOCK_FRAMES = 3
+_MOST_NAMES = 16 << 20  # bytes of names and sizes that are read; a Wan has 0.2 MB of them
+
+
+def _latent_net(checkpoint: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """The compressor's tensors in a generator's file, `net.0.weight` and so on; {} where it has none."""
+    try:
+        _, weights = named_weight_set(checkpoint, "auto", source)
+    except PackForcingError:
+        return {}
+    bare = {bare_name(name): tensor for name, tensor in weights.items()}
+    return {
+        name.removeprefix(PACK_COMPRESSOR): tensor for name, tensor in bare.items() if name.startswith(PACK_COMPRESSOR)
+    }
+
+
+def _latent_metadata(net: Mapping[str, Tensor], source: str) -> CompressorMetadata:
+    """What the tensors' sizes say. Refuses other networks, and numbers that are not finite."""
+    names = {f"{LATENT_NET}{i}.{part}" for i in _CONVOLUTIONS for part in ("weight", "bias")}
+    if names != set(net):
+        raise PackForcingError(
+            f"{source} has a compressor inside of a kind that is not known: missing "
+            f"{quoted(sorted(names - set(net))) or 'none'}, unexpected {quoted(sorted(set(net) - names)) or 'none'}; "
+            "choose another compressor, or run without one."
+        )
+    weights = [net[f"{LATENT_NET}{i}.weight"] for i in _CONVOLUTIONS]
+    channels = [weights[0].shape[1] if weights[0].ndim > 1 else 0, *map(len, weights)]
+    for (i, kernel), (before, after) in zip(_CONVOLUTIONS.items(), pairwise(channels), strict=True):
+        found = [list(net[f"{LATENT_NET}{i}.{part}"].shape) for part in ("weight", "bias")]
+        if found != [[after, before, *kernel], [after]]:
+            raise PackForcingError(
+                f"{source} has a compressor inside that cannot be used: weight and bias of '{LATENT_NET}{i}' are "
+                f"{found[0]} and {found[1]}, where {[after, before, *kernel]} and {[after]} were expected; choose "
+                "another compressor, or run without one."
+            )
+    _check_finite(net, source)
+    return CompressorMetadata(
+        model_dim=channels[-1],
+        latent_channels=channels[0],
+        temporal_stride=1,
+        hidden_channels=tuple(channels[1:-1]),
+        block_frames=_BLOCK_FRAMES,
+        base_model="PackForcing-Unofficial",
+    )
+
+
+def has_compressor_inside(path: Path) -> bool:
+    """Whether a checkpoint brings a compressor of PackForcing-Unofficial, from the names in it alone. Reads no weights,
+    unpickles nothing, and is False for what cannot be read."""
+    try:
+        if path.suffix.lower() in SAFETENSORS_SUFFIXES:
+            with path.open("rb") as file:
+                names = file.read(min(int.from_bytes(file.read(8), "little"), _MOST_NAMES))
+        else:
+            with zipfile.ZipFile(path) as archive:
+                [pickle] = [name for name in archive.namelist() if name.partition("/")[2] == "data.pkl"]
+                with archive.open(pickle) as file:
+                    names = file.read(_MOST_NAMES)
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        return False
+    return PACK_COMPRESSOR.encode() in names

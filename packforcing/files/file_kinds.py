@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from .weights import CHOOSE_CAUSAL_WAN
 
+PACK_COMPRESSOR = "pack_compressor."  # begins the compressor's names in a generator of PackForcing-Unofficial
+
 # torch's wrappers leave their names wherever they wrapped a module. In the EMA of Self-Forcing and Causal-Forcing,
 # a name is model._fsdp_wrapped_module.blocks.0._fsdp_wrapped_module.self_attn.q.weight.
 _WRAPPERS = frozenset({"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"})
@@ -30,7 +32,7 @@ class FileKind(NamedTuple):
     advice: str  # what to do where a Wan was wanted
 
 
-_LORA_ADVICE = "load its base model here, and apply this file with a LoRA loader node"
+_LORA_ADVICE = "load its base model here, and apply this file with a LoRA loader node, lora_name or --lora"
 
 # The first match wins: a LoRA's names have those of its model's modules in them. Names are bare ones (`bare_name`).
 _OTHER_FILES = [

@@ -5,16 +5,24 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
 from torch import Tensor
 
 from ..errors import PackForcingError
-from .file_kinds import looks_like
-from .wan_names import from_diffusers, named_weight_set, strip_prefixes
-from .weights import CHOOSE_CAUSAL_WAN, quoted, read_state_dict, some
+from .file_kinds import PACK_COMPRESSOR, looks_like
+from .scaled_fp8 import (
+    LayerFormats,
+    checked_formats,
+    header_descriptions,
+    is_beside_weights,
+    split_descriptions,
+    with_marker,
+)
+from .wan_names import from_diffusers, named_weight_set, strip_prefixes, transformer_part
+from .weights import CHOOSE_CAUSAL_WAN, DOWNLOAD_AGAIN, check_floating, quoted, read_state_dict, some
 
 
 @dataclass(frozen=True)
@@ -37,10 +45,11 @@ class WanShape:
 class LoadedWan:
     """A causal Wan's weights, ready for a module tree with Wan 2.1's names."""
 
-    state_dict: dict[str, Tensor]  # memory-mapped where the file allows; dtype as in the file
+    state_dict: dict[str, Tensor]  # memory-mapped where the file allows; dtype as in the file, fp8 with its scales
     shape: WanShape
     metadata: dict[str, str]
     weight_set: str  # the set's name in the file, e.g. "generator_ema"; "" where the file is one flat set
+    formats: LayerFormats = field(default_factory=dict)  # of layers with a `weight_scale`: float8_e4m3fn, say
 
 
 def load_wan(path: str | os.PathLike[str], which: str = "auto") -> LoadedWan:
@@ -56,8 +65,13 @@ def load_wan(path: str | os.PathLike[str], which: str = "auto") -> LoadedWan:
     source = os.fspath(path)
     checkpoint, metadata = read_state_dict(path)
     weight_set, chosen = named_weight_set(checkpoint, which, source)
-    state_dict = from_diffusers(strip_prefixes(chosen, source))
-    return LoadedWan(state_dict, check_wan(state_dict, source), metadata, weight_set)
+    entries = {**strip_prefixes(transformer_part(chosen), source), **header_descriptions(metadata, source)}
+    tensors, described = split_descriptions(from_diffusers(entries), source)
+    # A generator of PackForcing-Unofficial brings a compressor, which `load_compressor` reads.
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(PACK_COMPRESSOR)}
+    formats = checked_formats(tensors, described, source)
+    state_dict = with_marker(tensors)
+    return LoadedWan(state_dict, check_wan(state_dict, source), metadata, weight_set, formats)
 
 
 # Also under diffusers' name add_k_proj, which from_diffusers leaves alone: such a model is only ever refused.
@@ -107,14 +121,15 @@ def describe_wan(state_dict: Mapping[str, Tensor], source: str = "the state dict
 def check_wan(state_dict: Mapping[str, Tensor], source: str = "the state dict") -> WanShape:
     """Refuse what is not a complete Wan 2.1 text-to-video transformer under Wan 2.1's bare names.
 
-    More tensors than Wan has are left alone (fp8 files carry scales). Values are not looked at.
+    Scales of fp8 weights are left alone. Of the values only those of the norms and biases are looked at: they are a
+    thousandth of the file, and a training that has diverged shows in them.
 
     Returns:
         Its sizes.
 
     Raises:
-        PackForcingError: the sentence says what the weights look like, or which tensors are missing or
-            misshapen.
+        PackForcingError: the sentence says what the weights look like, or which tensors are missing, misshapen,
+            no numbers or too many.
     """
     if not any(_WAN_BLOCK.fullmatch(name) for name in state_dict):
         raise _not_wan(source, state_dict)
@@ -137,6 +152,7 @@ def check_wan(state_dict: Mapping[str, Tensor], source: str = "the state dict") 
     shape = describe_wan(state_dict, source)
     _check_kind(shape, source)
     _check_shapes(state_dict, shape, source)
+    _check_values(state_dict, source)
     return shape
 
 
@@ -181,6 +197,23 @@ def _check_shapes(state_dict: Mapping[str, Tensor], shape: WanShape, source: str
             f"{source} is not a Wan model that can be used: tensors have unexpected shapes, "
             f"{', '.join(wrong[:3])}{more}; {CHOOSE_CAUSAL_WAN}."
         )
+    unknown = [name for name in state_dict if name not in expected and not is_beside_weights(name)]
+    if unknown:
+        raise PackForcingError(
+            f"{source} is not a plain Wan 2.1: it has {some(unknown, 'tensor')} that Wan 2.1 has not, and computes "
+            f"something else with them; {CHOOSE_CAUSAL_WAN}."
+        )
+
+
+def _check_values(state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Refuse what is no floating-point number, and norms and biases that are not finite."""
+    check_floating(state_dict, source)
+    for name, tensor in state_dict.items():
+        if tensor.ndim == 1 and not torch.isfinite(tensor.float()).all():
+            raise PackForcingError(
+                f"{source} cannot be used: '{name}' holds values that are not finite numbers; choose an earlier "
+                f"checkpoint of that training, or {DOWNLOAD_AGAIN}."
+            )
 
 
 def _expected_shapes(shape: WanShape) -> dict[str, tuple[int, ...]]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from ..errors import PackForcingError
 from .file_kinds import bare_name
 from .weights import CHOOSE_CAUSAL_WAN, quoted, some
+
+T = TypeVar("T")
 
 # What trainers call the weights inside a torch file. Self-Forcing saves generator, critic and generator_ema, and its
 # published DMD file holds generator_ema alone. Causal-Forcing saves generator_ema or generator; CausVid generator and
@@ -59,8 +61,8 @@ def named_weight_set(checkpoint: Mapping[str, Any], which: str, source: str) -> 
         raise PackForcingError(f"{source} has no {which} weights: found {quoted(known)}; choose auto.")
     if any(name.endswith("_lora") for name in sets):  # LongLive saves generator_lora, critic_lora, step
         raise PackForcingError(
-            f"{source} is a LoRA ({quoted(sets)}), not a model: load its base model here, and apply this "
-            "file with a LoRA loader node."
+            f"{source} is a LoRA ({quoted(sets)}), not a model: load its base model, and give this "
+            "file as its LoRA (lora_name of the PackForcing Model Loader, or --lora)."
         )
     raise PackForcingError(
         f"{source} holds no generator weights: found {quoted(checkpoint) or 'nothing'}; {CHOOSE_CAUSAL_WAN}."
@@ -70,6 +72,14 @@ def named_weight_set(checkpoint: Mapping[str, Any], which: str, source: str) -> 
 def _tensors(mapping: Mapping[str, Any]) -> dict[str, Tensor]:
     """What of a mapping is a tensor."""
     return {str(name): value for name, value in mapping.items() if isinstance(value, Tensor)}
+
+
+def transformer_part(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of a file is the transformer, where ComfyUI saved text encoder and VAE beside it; else all of it."""
+    prefix = "model.diffusion_model."
+    if not any(name.startswith(f"{prefix}blocks.") for name in state_dict):
+        return dict(state_dict)
+    return {name: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
 
 
 # --- names of tensors ------------------------------------------------------------------------------------------
@@ -124,15 +134,15 @@ _DIFFUSERS_BLOCK = {
 }
 
 
-def from_diffusers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_diffusers(state_dict: Mapping[str, T]) -> dict[str, T]:
     """Wan 2.1's names for a state dict that may have diffusers' names (`blocks.0.attn1.to_q.weight`)."""
     if not any(re.fullmatch(r"blocks\.\d+\.attn1\.to_q\.weight", name) for name in state_dict):
         return dict(state_dict)
-    return {_from_diffusers_name(name): tensor for name, tensor in state_dict.items()}
+    return {wan_name(name): tensor for name, tensor in state_dict.items()}
 
 
-def _from_diffusers_name(name: str) -> str:
-    """Wan's name of one tensor; a name that diffusers does not have is left alone."""
+def wan_name(name: str) -> str:
+    """Wan's name of one tensor or layer of diffusers; a name that diffusers does not have is left alone."""
     block = re.match(r"blocks\.\d+\.", name)
     prefix = block[0] if block else ""
     rest = name[len(prefix) :]

@@ -7,6 +7,7 @@ weights, only the one that is used costs memory.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tarfile
@@ -41,7 +42,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
         torch file (step, ...).
 
     Raises:
-        PackForcingError: the file is missing, not a weights file, damaged, or would run code.
+        PackForcingError: the file is missing, not a weights file, damaged, or would run code; or a tensor in it is
+            not a dense one that holds what it claims (sparse, nested, quantised by PyTorch, meta, expanded).
     """
     path = Path(path)
     head = _read_head(path)
@@ -136,6 +138,7 @@ def _read_torch(path: Path, head: bytes) -> tuple[dict[str, Any], dict[str, str]
     checkpoint = _torch_load(path, is_zip)
     if not isinstance(checkpoint, Mapping):
         raise PackForcingError(f"{path} holds a {type(checkpoint).__name__}, not named weights: {CHOOSE_CAUSAL_WAN}.")
+    _check_dense(checkpoint, path)
     metadata = {str(k): str(v) for k, v in checkpoint.items() if isinstance(v, (str, bool, int, float))}
     return dict(checkpoint), metadata
 
@@ -191,6 +194,66 @@ def _damaged(path: Path, error: Exception) -> PackForcingError:
         f"{path} is damaged, incomplete or of another format: it has {path.stat().st_size:,} bytes and "
         f"cannot be read to its end ({reason}); {DOWNLOAD_AGAIN}, or choose another."
     )
+
+
+# --- tensors ---------------------------------------------------------------------------------------------------
+
+
+def _check_dense(checkpoint: Mapping[Any, Any], path: Path) -> None:
+    """Refuse tensors that are no plain numbers in memory. safetensors has no others."""
+    seen, waiting = set(), [checkpoint]  # a pickle may nest mappings as deep as it likes, and in a circle
+    while waiting:
+        mapping = waiting.pop()
+        if id(mapping) in seen:
+            continue
+        seen.add(id(mapping))
+        for name, value in mapping.items():
+            if isinstance(value, Mapping):
+                waiting.append(value)
+            elif isinstance(value, Tensor) and (form := _unusual_form(value)):
+                raise PackForcingError(
+                    f"{path} cannot be used: '{str(name)[:80]}' is {form}, and weights are dense tensors; choose a "
+                    ".safetensors version of the model, or one saved as plain tensors."
+                )
+
+
+def _unusual_form(tensor: Tensor) -> str:
+    """What a tensor is that is not dense, or claims more than it holds; "" for any other."""
+    if tensor.is_meta:
+        return "a meta tensor (a shape without numbers)"
+    if tensor.is_nested:
+        return "a nested tensor"
+    if tensor.layout != torch.strided:
+        return f"a sparse tensor ({tensor.layout})"
+    if tensor.is_quantized:
+        return f"a tensor quantised by PyTorch ({tensor.dtype})"
+    claimed, held = tensor.numel() * tensor.itemsize, tensor.untyped_storage().nbytes()
+    if claimed > held:
+        return f"an expanded tensor that claims {claimed:,} bytes and holds {held:,}"
+    return ""
+
+
+def check_floating(tensors: Mapping[str, Any], source: str) -> None:
+    """Raises PackForcingError for a value among weights that is no tensor of real floating-point numbers."""
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            what = f"a {type(value).__name__}"
+        elif value.is_floating_point():
+            continue
+        else:
+            what = f"a tensor of {str(value.dtype).removeprefix('torch.')}"
+        raise PackForcingError(
+            f"{source} cannot be used: '{name[:80]}' is {what}, and weights are floating-point tensors; choose a "
+            "bf16, fp16 or fp8 version of the model."
+        )
+
+
+def read_json(text: str) -> Any:
+    """What a JSON text holds. Raises ValueError, also for brackets that are nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deep") from error
 
 
 # --- words for sentences ---------------------------------------------------------------------------------------

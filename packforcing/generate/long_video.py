@@ -110,6 +110,11 @@ def check_complete(models: VideoModels, layout: Layout) -> None:
             f"The layout has a temporal stride of {layout.temporal_stride}, but the compressor's is "
             f"{compressor.temporal_stride}."
         )
+    if compressor.direct != layout.direct:
+        raise PackForcingError(
+            f"The layout is for another kind of compressor than {compressor.name}: take the layout that "
+            "CompressorChoice.layout makes."
+        )
 
 
 def new_record(models: VideoModels, settings: VideoSettings, story: Story) -> CacheRecord:

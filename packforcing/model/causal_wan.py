@@ -262,7 +262,7 @@ class CausalWan:
         """The clean pass: writes the block's keys and values, and beside it those of a compressed form.
 
         Compressed tokens share every linear layer with the full ones but attend on their own, so the full-resolution
-        results do not depend on them.
+        results do not depend on them. Where the cache's layout is `direct`, they pass through no layer.
 
         Args:
             x0: the finished block, normalised latents [B, 16, T, h, w].
@@ -274,6 +274,9 @@ class CausalWan:
         own = text if compressed_text is None else compressed_text
         if compressed is None:
             self._clean_pass(hidden, full, text, cache)
+        elif cache.layout.direct:
+            self._clean_pass(hidden, full, text, cache)
+            self._write_directly(compressed.to(hidden), cache)
         elif torch.is_grad_enabled():
             # One after the other: the full tokens of a frozen model then carry no graph, and take no memory for it.
             self._clean_pass(hidden, full, text, cache)
@@ -293,6 +296,13 @@ class CausalWan:
                 return
             attend = partial(self._attend, layer, block, cache=cache, full=full)
             hidden = self._layer(block, hidden, modulation, self._prompt(text, layer), attend)
+
+    def _write_directly(self, compressed: Tensor, cache: Cache) -> None:
+        """Each layer's keys and values of a compressed form, straight from its tokens [B, N_c, d]."""
+        for layer, block in enumerate(self.modules.blocks):
+            attn = block.self_attn
+            keys, values = attn.norm_k(attn.k(compressed)), attn.v(compressed)
+            cache.write_compressed(layer, _split(keys, self.heads), _split(values, self.heads))
 
     def _prompt(self, text: Text, layer: int) -> Callable[[Tensor], Tensor]:
         """The attention to the prompt at one layer, of queries [B, L, H, D]."""

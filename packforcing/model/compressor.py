@@ -5,21 +5,33 @@
 
 Tokens are the element-wise sum of both. The LR branch alone needs no new weights: that is the training-free form. The
 HR branch's last layer starts at zero, so training starts from that form too.
+
+`LatentCompressor` is that of another project, PackForcing-Unofficial, whose checkpoints bring it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..config import COMPRESSED_SPACE_STRIDE, PATCH, VAE_SPACE_STRIDE, VAE_TIME_STRIDE, Layout, default_temporal_stride
+from ..config import (
+    COMPRESSED_SPACE_STRIDE,
+    PATCH,
+    VAE_SPACE_STRIDE,
+    VAE_TIME_STRIDE,
+    CacheConfig,
+    FrameSize,
+    Layout,
+    default_temporal_stride,
+)
 from ..errors import PackForcingError
-from ..files.compressor_file import CompressorMetadata
+from ..files.compressor_file import LATENT_NET, CompressorMetadata
 from .vae import WanVAE, encode_clip
 
 PAPER_CHANNELS = (32, 128, 512, 2048)
@@ -91,7 +103,15 @@ class HRBranch(nn.ModuleList):
 
 
 def hr_branch(state_dict: Mapping[str, Tensor], temporal_stride: int) -> HRBranch:
-    """The branch over the tensors `hr.{i}.weight`, `hr.{i}.bias` of a compressor file; sizes are read from them."""
+    """The branch over the tensors `hr.{i}.weight`, `hr.{i}.bias` of a compressor file; sizes are read from them.
+
+    Raises PackForcingError for the tensors of another compressor.
+    """
+    if "hr.0.weight" not in state_dict:
+        raise PackForcingError(
+            "The compressor has no HR branch beside an LR branch, as one from PackForcing-Unofficial: choose a "
+            "dual-branch compressor that this project trained."
+        )
     weights = [state_dict[f"hr.{i}.weight"] for i in range(len(hr_strides(temporal_stride)))]
     channels = [weights[0].shape[1], *(w.shape[0] for w in weights)]
     kernels = [(int(t), int(h), int(w)) for t, h, w in (weight.shape[2:] for weight in weights)]
@@ -133,11 +153,15 @@ def lr_latents(frames: Tensor, vae: WanVAE, temporal_stride: int) -> Tensor:
 class Compressor(nn.Module):
     """Makes the compressed form of a block, with an HR branch or (training-free) without.
 
+    `direct` says how its tokens enter the cache, see `Layout`.
+
     Args:
         temporal_stride: latent frames that a token spans, 1 or 2.
         hr: the trained branch; None is the training-free form.
         name: what reports call it.
     """
+
+    direct = False
 
     def __init__(self, temporal_stride: int, hr: HRBranch | None = None, name: str = TRAINING_FREE_NAME) -> None:
         super().__init__()
@@ -172,17 +196,70 @@ class Compressor(nn.Module):
         return tokens
 
 
+class LatentCompressor(Compressor):
+    """The compressor inside checkpoints of PackForcing-Unofficial: latents alone, a token frame for each latent frame.
+
+    Three 1x3x3 convolutions that halve height and width (rounding up), SiLU after each, and a 1x1x1 projection. What
+    comes out is averaged to floor(h / 8) rows and floor(w / 8) columns. Its tokens are not hidden tokens of the first
+    layer: each layer takes its keys and values straight from them (`direct`). At 832x480 and 3 frames they are 273.
+    Source: github.com/AshadowZ/PackForcing-Unofficial, wan/modules/pack_compressor.py and causal_model_packforcing.py.
+
+    Args:
+        channels: of the latent, of the three hidden layers (there 64, 256, 1024), and the model's width.
+    """
+
+    direct = True
+
+    def __init__(self, channels: Sequence[int], name: str) -> None:
+        super().__init__(temporal_stride=1, name=name)
+        layers: list[nn.Module] = []
+        for before, after in pairwise(channels[:-1]):
+            layers += [nn.Conv3d(before, after, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)), nn.SiLU()]
+        self.net = nn.Sequential(*layers, nn.Conv3d(channels[-2], channels[-1], 1))
+
+    def forward(
+        self,
+        latents: Tensor,
+        frames: Tensor | None,
+        layout: Layout,
+        vae: WanVAE | None,
+        patch_tokens: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Tokens [B, N_c, d] of a block's normalised latents [B, 16, T, h, w]; nothing else that is given is used."""
+        grid = self.net(latents.to(next(self.net.parameters())))
+        size = layout.size
+        pooled = F.adaptive_avg_pool3d(grid, (latents.shape[2], size.compressed_rows, size.compressed_columns))
+        return rearrange(pooled, "b d t h w -> b (t h w) d")
+
+
+def latent_compressor(state_dict: Mapping[str, Tensor], metadata: CompressorMetadata, name: str) -> LatentCompressor:
+    """The compressor over the tensors `net.{i}.weight`, `net.{i}.bias` of a checkpoint of PackForcing-Unofficial."""
+    with torch.device("meta"):
+        compressor = LatentCompressor(metadata.channels, name)
+    compressor.load_state_dict(dict(state_dict), assign=True)
+    return compressor.requires_grad_(False).eval()
+
+
 @dataclass(frozen=True)
 class CompressorChoice:
     """Which compressor a run uses, before model and block size are known: the training-free one, or a file's."""
 
     name: str  # what reports call it
-    state_dict: Mapping[str, Tensor] | None = None  # the HR branch's weights; None: training-free
+    state_dict: Mapping[str, Tensor] | None = None  # the weights of its networks; None: training-free
     metadata: CompressorMetadata | None = None  # the file's
 
     def temporal_stride(self, block_frames: int) -> int:
         """Latent frames that a token of it spans, 1 or 2."""
         return default_temporal_stride(block_frames) if self.metadata is None else self.metadata.temporal_stride
+
+    @property
+    def direct(self) -> bool:
+        """How its tokens enter the cache, see `Layout`."""
+        return self.state_dict is not None and any(name.startswith(LATENT_NET) for name in self.state_dict)
+
+    def layout(self, config: CacheConfig, size: FrameSize) -> Layout:
+        """The layout of a run with this compressor."""
+        return Layout(config, size, self.temporal_stride(config.block_frames), self.direct)
 
     def build(self, block_frames: int, model_dim: int, device: torch.device | str = "cpu") -> Compressor:
         """The compressor for a model `model_dim` wide; raises PackForcingError when its weights have another width."""
@@ -195,6 +272,8 @@ class CompressorChoice:
                 f"({self.metadata.base_model or 'base model not named'}), but the connected model is {model_dim} wide: "
                 "choose a compressor of this model, or the training-free one."
             )
+        if self.direct:
+            return latent_compressor(self.state_dict, self.metadata, self.name).to(device)
         return Compressor(stride, hr_branch(self.state_dict, stride).to(device), self.name)
 
 

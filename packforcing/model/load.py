@@ -6,12 +6,13 @@ import hashlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..errors import PackForcingError
+from ..files.lora import Lora, with_loras
 from ..files.wan_checkpoint import load_wan
 from ..known_models import WanSizes
 from .causal_wan import CausalWan
@@ -51,8 +52,21 @@ def check_compiler(device: torch.device) -> None:
         raise PackForcingError("--compile needs a C++ compiler on the CPU, and there is none: install g++, or drop it.")
 
 
-def load_wan_modules(path: str | os.PathLike[str], weights: str = "auto") -> WanModules:
-    """A causal Wan checkpoint as a module tree; `weights` is "auto", "ema" or "raw". Raises what `load_wan` raises."""
+def load_wan_modules(
+    path: str | os.PathLike[str],
+    weights: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    loras: Sequence[tuple[Lora, float]] = (),
+) -> WanModules:
+    """A causal Wan checkpoint as a module tree.
+
+    Args:
+        weights: "auto", "ema" or "raw".
+        dtype: what scaled fp8 weights and those that a LoRA changes are kept in; all others stay as in the file.
+        loras: what is merged, each with its strength.
+
+    Raises what `load_wan` and `merged` raise.
+    """
     loaded = load_wan(path, weights)
     shape = loaded.shape
     sizes = WanSizes(
@@ -62,8 +76,9 @@ def load_wan_modules(path: str | os.PathLike[str], weights: str = "auto") -> Wan
         heads=shape.heads,
         channels=shape.in_channels,
         text_dim=shape.text_dim,
+        freq_dim=shape.freq_dim,
     )
-    return build_wan_modules(sizes, loaded.state_dict)
+    return build_wan_modules(sizes, with_loras(loaded.state_dict, loras, dtype))
 
 
 def digest(state_dict: Mapping[str, Tensor]) -> str:

@@ -10,6 +10,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..errors import PackForcingError
+from ..files.weights import check_floating
 from .vae_modules import WanVAE
 from .vae_norms import RMSNorm
 
@@ -70,6 +71,7 @@ def _check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
         raise PackForcingError(
             f"This is not a plain Wan 2.1 VAE: it has {len(unknown)} tensors too many, {unknown[0]!r} first; {_WANTED}."
         )
+    check_floating(found, "The VAE")
     for name, tensor in expected.items():
         if found[name].shape != tensor.shape:
             raise PackForcingError(

@@ -39,7 +39,7 @@ def lora() -> dict[str, torch.Tensor]:
 
 def with_bad_head(value: float) -> dict[str, torch.Tensor]:
     state = demo_transformer()
-    state["head.head.bias"][3] = value
+    state["head.head.weight"][3] = value  # not a bias, which is looked at when the file is loaded
     return state
 
 

@@ -61,7 +61,7 @@ def test_compressor_metadata_is_checked(tmp_path, fields, says):
     assert str(path) in text
 
 
-@pytest.mark.parametrize("header", ["", "{", "[]", "3", '{"format_version": 1}'])
+@pytest.mark.parametrize("header", ["", "{", "[]", "3", '{"format_version": 1}', "[" * 100_000])
 def test_damaged_compressor_metadata(tmp_path, header):
     write_header(tmp_path / "c.safetensors", header)
     assert "damaged compressor metadata" in sentence(load_compressor, tmp_path / "c.safetensors")

@@ -28,6 +28,12 @@ FLAVOURS = {  # what the trainers' save() write: (checkpoint, the set that auto 
     "LongLive, model": ({"model": with_prefix(RAW, "model."), "step": 700}, "model"),
     "an EMA that is still empty": ({"generator": RAW, "generator_ema": {}}, "generator"),
     "a fork's state_dict": ({"state_dict": with_prefix(RAW, "module.")}, "state_dict"),
+    "Rolling-Forcing": ({"generator": with_prefix(RAW, "model."), "generator_ema": fsdp(EMA)}, "generator_ema"),
+    "Reward-Forcing": (with_prefix(RAW, "model."), ""),
+    "PackForcing-Unofficial": (
+        {"generator": with_prefix(RAW | {"pack_compressor.net.0.weight": torch.ones(64, 16, 1, 3, 3)}, "model.")},
+        "generator",
+    ),
     "flat": (RAW, ""),
     "flat, ComfyUI's prefix": (with_prefix(RAW, "model.diffusion_model."), ""),
 }
@@ -49,13 +55,20 @@ def test_torch_flavours_load_to_wan_names(tmp_path, name, zip_format):
         assert torch.equal(tensor, expected[key])
 
 
-@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model."])
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model.", "model."])  # the last: Krea
 def test_safetensors_flavours_and_metadata(tmp_path, prefix):
     path = tmp_path / "wan.safetensors"
     save_file(with_prefix(RAW, prefix), path, metadata={"format": "pt"})
     loaded = load_wan(path)
     assert set(loaded.state_dict) == set(RAW)
     assert loaded.metadata == {"format": "pt"}
+
+
+def test_of_a_whole_checkpoint_the_transformer_is_read(tmp_path):
+    """As ComfyUI's CheckpointSave writes them: text encoder and VAE lie beside it."""
+    beside = {"text_encoders.umt5xxl.shared.weight": torch.ones(1), "vae.decoder.conv1.weight": torch.ones(1)}
+    save_file(with_prefix(RAW, "model.diffusion_model.") | beside, tmp_path / "all.safetensors")
+    assert set(load_wan(tmp_path / "all.safetensors").state_dict) == set(RAW)
 
 
 def test_fp8_scales_are_kept(tmp_path):
@@ -131,6 +144,15 @@ def test_other_models_are_named(tmp_path, name, says):
         ({k: v for k, v in tiny_wan(layers=3).items() if "blocks.1." not in k}, "block 1 is missing"),
         ({"blocks.9999999999.self_attn.q.weight": torch.zeros(1)}, "a Wan diffusion model"),
         ({}, "0 tensors"),
+        (
+            RAW | {"blocks.0.gate.weight": torch.ones(1), "extra": torch.ones(1)},
+            "it has 2 tensors such as 'blocks.0.gate.weight' that Wan 2.1 has not",
+        ),
+        (RAW | {"blocks.0.ffn.0.weight": torch.zeros(8, 128).int()}, "'blocks.0.ffn.0.weight' is a tensor of int32"),
+        (RAW | {"head.modulation": torch.zeros(1, 2, 128).bool()}, "'head.modulation' is a tensor of bool"),
+        (RAW | {"head.modulation": torch.zeros(1, 2, 128) + 0j}, "'head.modulation' is a tensor of complex64"),
+        (RAW | {"blocks.1.ffn.2.bias": torch.full((128,), float("nan"))}, "'blocks.1.ffn.2.bias' holds values that"),
+        (RAW | {"blocks.1.norm3.weight": torch.full((128,), float("inf"))}, "'blocks.1.norm3.weight' holds values"),
     ],
 )
 def test_other_wans_are_named(state_dict, says):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from wan_files import RAW, sentence
 
-from packforcing.files.weights import read_state_dict
+from packforcing.files.weights import check_floating, read_json, read_state_dict
 
 
 def test_torch_metadata_is_the_plain_values(tmp_path):
@@ -139,3 +139,54 @@ def test_cut_short_anywhere(tmp_path, kind, where):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * where)])
     sentence(read_state_dict, path)
+
+
+UNUSUAL = {
+    "quantised by PyTorch": lambda: torch.quantize_per_tensor(torch.ones(4, 4), 0.1, 0, torch.qint8),
+    "a sparse tensor (torch.sparse_coo)": lambda: torch.eye(4).to_sparse(),
+    "a sparse tensor (torch.sparse_csr)": lambda: torch.eye(4).to_sparse_csr(),
+    "a meta tensor": lambda: torch.ones(4, 4, device="meta"),
+    "a nested tensor": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "claims 4,000,000,000,000 bytes and holds 4": lambda: torch.ones(1).expand(10**12),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("says", UNUSUAL)
+def test_tensors_that_are_no_dense_numbers_are_refused(tmp_path, says):
+    torch.save({"generator": RAW, "other": {"deeper": {"x.weight": UNUSUAL[says]()}}}, tmp_path / "a.pt")
+    text = sentence(read_state_dict, tmp_path / "a.pt")
+    assert says in text
+    assert "'x.weight'" in text
+
+
+def test_part_of_a_larger_tensor_is_dense(tmp_path):
+    whole = torch.arange(64.0).reshape(8, 8)
+    torch.save({"a": whole[2:4], "b": whole.T}, tmp_path / "a.pt")
+    assert torch.equal(read_state_dict(tmp_path / "a.pt")[0]["b"], whole.T)
+
+
+def test_mappings_that_are_deep_or_hold_themselves(tmp_path):
+    circle = {"a": torch.ones(1)}
+    circle["itself"] = circle
+    torch.save(circle, tmp_path / "a.pt")
+    assert read_state_dict(tmp_path / "a.pt")[0]["a"] == 1
+    deep = {"x": torch.ones(1)}
+    for _ in range(200):
+        deep = {"deeper": deep}
+    torch.save(deep, tmp_path / "b.pt")
+    assert read_state_dict(tmp_path / "b.pt")[0].keys() == {"deeper"}
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(2).int(), torch.ones(2).bool(), torch.ones(2) + 1j, [1.0], {}])
+def test_weights_are_floating_point_tensors(tensor):
+    text = sentence(check_floating, {"x": torch.ones(2).half(), "a.bias": tensor}, "f.pt")
+    assert text.startswith("f.pt cannot be used: 'a.bias' is a ")
+    check_floating({"x": torch.ones(2, dtype=torch.float8_e5m2)}, "f.pt")
+
+
+def test_json_that_is_nested_too_deep():
+    for text in ("[" * 100_000, '{"a":' * 100_000):
+        with pytest.raises(ValueError, match="nested too deep"):
+            read_json(text)
+    assert read_json("[[1]]") == [[1]]
