@@ -39,7 +39,7 @@ def _one_thread() -> None:
 
 def video_of(*options: str) -> LongVideo:
     parsed = parser().parse_args(["generate", *SMALL, *options])
-    return prepared(parsed, requested(parsed))
+    return prepared(parsed, requested(parsed)).video
 
 
 def real_model(folder: Path) -> list[str]:
