@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from small_options import SMALL_VIDEO
 from torch import Tensor
 
-from packforcing.cli.generate import load_models
+from packforcing.cli.generate import load_models, prepared, requested
 from packforcing.cli.main import main, parser
 from packforcing.demo.models import demo_transformer, demo_vae
 
@@ -75,3 +75,23 @@ def test_a_lora_that_does_not_fit_is_refused(tmp_path: Path, capsys, lora: dict[
     more = ("--lora", str(tmp_path / "lora.safetensors"), "--output", str(tmp_path / "out.mp4"))
     assert main(options(tmp_path, demo_transformer(), *more)) == 1
     assert told in capsys.readouterr().err
+
+
+def test_a_compressor_out_of_a_checkpoint_makes_other_mid_blocks(tmp_path: Path):
+    """PackForcing-Unofficial's, with blocks of 3 frames: it matters once mid blocks are attended, and not before."""
+    net, widths = {}, (16, 4, 4, 4, 256)
+    for i, place in enumerate((0, 2, 4, 6)):
+        kernel = (1, 1, 1) if place == 6 else (1, 3, 3)
+        net[f"model.pack_compressor.net.{place}.weight"] = torch.randn(widths[i + 1], widths[i], *kernel)
+        net[f"model.pack_compressor.net.{place}.bias"] = torch.randn(widths[i + 1])
+    wan = {f"model.{name}": tensor for name, tensor in demo_transformer().items()}
+    torch.save({"generator": wan | net}, tmp_path / "model.pt")
+    sizes = ["--width", "64", "--height", "64", "--block", "3", "--sink", "3", "--recent", "3", "--top-k", "1"]
+    made = []
+    for compressor in (str(tmp_path / "model.pt"), "training-free"):
+        given = ["--model", "tiny", "--prompt", "a red circle", *sizes, "--steps", "2", "--compressor", compressor]
+        options = parser().parse_args(["generate", *given])
+        made.append([block.latents for block in prepared(options, requested(options)).blocks(4)])
+    for block, (own, free) in enumerate(zip(*made, strict=True)):
+        assert own.isfinite().all()
+        assert torch.equal(own, free) == (block < 3)
