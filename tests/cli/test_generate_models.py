@@ -10,9 +10,15 @@ from safetensors.torch import save_file
 from small_options import SMALL_VIDEO
 from torch import Tensor
 
-from packforcing.cli.generate import load_models, prepared, requested
+from packforcing.cli.generate import load_models
 from packforcing.cli.main import main, parser
+from packforcing.config import CacheConfig, FrameSize
 from packforcing.demo.models import demo_transformer, demo_vae
+from packforcing.files.compressor_file import load_compressor
+from packforcing.generate.long_video import VideoModels, VideoSettings
+from packforcing.generate.prepare import DeviceMemory, planned_run
+from packforcing.generate.sampling import Sampling
+from packforcing.model.compressor import TRAINING_FREE, CompressorChoice
 
 LAYER = "blocks.1.ffn.0"
 
@@ -84,14 +90,16 @@ def test_a_compressor_out_of_a_checkpoint_makes_other_mid_blocks(tmp_path: Path)
         kernel = (1, 1, 1) if place == 6 else (1, 3, 3)
         net[f"model.pack_compressor.net.{place}.weight"] = torch.randn(widths[i + 1], widths[i], *kernel)
         net[f"model.pack_compressor.net.{place}.bias"] = torch.randn(widths[i + 1])
-    wan = {f"model.{name}": tensor for name, tensor in demo_transformer().items()}
-    torch.save({"generator": wan | net}, tmp_path / "model.pt")
-    sizes = ["--width", "64", "--height", "64", "--block", "3", "--sink", "3", "--recent", "3", "--top-k", "1"]
+    transformer = {f"model.{name}": tensor for name, tensor in demo_transformer().items()}
+    torch.save({"generator": transformer | net}, tmp_path / "model.pt")
+    config, words = CacheConfig(block_frames=3, sink_frames=3, recent_frames=3, top_k=1), torch.randn(1, 5, 4096)
+    wan, vae = load_models(parser().parse_args(["generate", "--model", "tiny"]), torch.float32)
     made = []
-    for compressor in (str(tmp_path / "model.pt"), "training-free"):
-        given = ["--model", "tiny", "--prompt", "a red circle", *sizes, "--steps", "2", "--compressor", compressor]
-        options = parser().parse_args(["generate", *given])
-        made.append([block.latents for block in prepared(options, requested(options)).blocks(4)])
+    for choice in (CompressorChoice("model.pt", *load_compressor(tmp_path / "model.pt")), TRAINING_FREE):
+        models = VideoModels(wan, vae, choice.build(3, wan.shape.dim))
+        settings = VideoSettings(choice.layout(config, FrameSize(64, 64)), Sampling(seed=1, steps=2), fps=16.0)
+        video = planned_run(models, settings, 4, DeviceMemory("cpu", None)).video(wan.embed_text(words))
+        made.append([block.latents for block in video.blocks(4)])
     for block, (own, free) in enumerate(zip(*made, strict=True)):
         assert own.isfinite().all()
         assert torch.equal(own, free) == (block < 3)
