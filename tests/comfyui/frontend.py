@@ -28,6 +28,9 @@ if (!sessionStorage.getItem('opened')) {
 # The frontend's last step is to load its default workflow.
 _IS_READY = "() => window.app?.extensionManager?.workflow?.activeWorkflow && window.app.graph.nodes.length > 0"
 
+# In frontends of 2025, and of 2026.
+_RUN_BUTTON = "[data-testid=queue-button] button, button[data-testid=queue-button]"
+
 # Dropped on the canvas as a file, like a user's; resolves when the frontend has finished loading it.
 _DROP = """
 ([name, text]) => new Promise((resolve, reject) => {
@@ -112,7 +115,7 @@ def queue_from_page(page: Page, timeout: float = 300) -> dict:
     """Press Run and wait until the run ends: {"status": "success" | "error" | "interrupted", "prompt_id", ...}."""
     page.evaluate(_LISTEN)
     with page.expect_response(lambda r: r.url.endswith("/prompt") and r.request.method == "POST") as sent:
-        page.locator("[data-testid=queue-button] button").first.click()
+        page.locator(_RUN_BUTTON).first.click()
     answer = sent.value
     if not answer.ok:
         raise AssertionError(f"ComfyUI refused the prompt: {answer.text()}")
