@@ -23,6 +23,7 @@ export function isSame(a, b) {
 // What feeds an input: { node, slot } that makes it, { widget } that holds it, {} where that cannot be told, or
 // undefined where nothing is connected.
 export function feed(node, index, hops = MOST_HOPS) {
+  if (!node.inputs?.[index]) return undefined;
   const link = node.getInputLink(index);
   if (link) return follow(node.graph, link, hops);
   const { name, widget } = node.inputs[index];
@@ -70,8 +71,7 @@ export function inputIndex(node, name) {
 
 // The value that a node's widget will have in a run, or undefined where another node computes it.
 export function valueOf(node, name) {
-  const index = inputIndex(node, name);
-  const source = index < 0 ? { widget: widgetOf(node, name) } : feed(node, index);
+  const source = feed(node, inputIndex(node, name)) ?? { widget: widgetOf(node, name) };
   if (source?.widget) return source.widget.value;
   return source?.node?.type.startsWith("Primitive") ? valueOf(source.node, "value") : undefined;
 }

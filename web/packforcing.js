@@ -53,8 +53,7 @@ function modelOf(sampler) {
 
 // Size and length, which an empty latent may set in place of the widgets.
 function frameOf(sampler) {
-  const index = inputIndex(sampler, "latent");
-  const source = index < 0 ? undefined : feed(sampler, index);
+  const source = feed(sampler, inputIndex(sampler, "latent"));
   if (!source) {
     const [width, height, seconds] = ["width", "height", "seconds"].map((name) => valueOf(sampler, name));
     return { width, height, seconds, why: "other nodes compute it" };
@@ -110,12 +109,14 @@ function isMadeFrom(schedule, node, seen = []) {
 }
 
 function storyQuery(node) {
+  const text = valueOf(node, "text") ?? "";
   const [sampler] = samplersWith((each) => isMadeFrom(node, each), node.graph);
   const { fps, seconds, latent_frames } = sampler ? videoOf(sampler) : {};
   const config = sampler && configOf(sampler);
   const block_frames = config && valueOf(config, "block_frames");
-  const length = fps === undefined ? {} : { fps, seconds: seconds ?? (latent_frames && (latent_frames * 4) / fps) };
-  return queryOf({ text: valueOf(node, "text") ?? "", block_frames, ...length }).toString();
+  if (fps === undefined || block_frames === undefined) return queryOf({ text }).toString(); // no blocks to count
+  const length = seconds ?? (latent_frames && (latent_frames * 4) / fps);
+  return queryOf({ text, block_frames, fps, seconds: length }).toString();
 }
 
 const askPlan = (query) => api.fetchApi(`/packforcing/plan?${query}`);

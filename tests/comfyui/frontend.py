@@ -52,6 +52,38 @@ _MISSING = """
     .map(node => node.type)
 """
 
+# The plan that the workflow's Cache Config shows, wherever the node is, once it holds all of some words.
+_PLAN = """
+words => {
+    const root = window.app.graph.rootGraph ?? window.app.graph
+    const nodes = [root, ...(root.subgraphs?.values() ?? [])].flatMap(graph => [...graph.nodes])
+    const node = nodes.filter(node => node.type === 'PackForcingCacheConfig').at(-1)
+    const text = node?.widgets.find(widget => widget.name === 'plan')?.element.textContent ?? ''
+    return words.every(word => text.includes(word)) && text
+}
+"""
+
+# What lies at the middle of each node's title and at each output, as a user would point at it: {"what": "where"}.
+_COVERED = """
+() => {
+    const { ds } = window.app.canvas, box = document.querySelector('#graph-canvas').getBoundingClientRect()
+    const covered = []
+    for (const node of window.app.graph.nodes) {
+        const [x, y] = node.pos
+        const spots = { title: [x + 60, y - 15] }
+        for (const [slot, output] of (node.outputs ?? []).entries())
+            spots[output.name] = [x + node.size[0] - 20, y + 14 + 20 * slot]
+        for (const [spot, [left, top]] of Object.entries(spots)) {
+            const at = [box.x + (left + ds.offset[0]) * ds.scale, box.y + (top + ds.offset[1]) * ds.scale]
+            const element = document.elementFromPoint(...at)
+            if (!element?.closest('#graph-canvas, [data-node-id], .dom-widget, [data-testid=transform-pane]'))
+                covered.push(`${node.title} ${spot} ${at.map(Math.round)}: ${element?.outerHTML.slice(0, 200)}`)
+        }
+    }
+    return covered
+}
+"""
+
 _LISTEN = """
 () => {
     window.endedPrompts = {}
@@ -69,12 +101,12 @@ def find_chromium() -> str | None:
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
-def open_frontend(page: Page, url: str) -> None:
-    """Open ComfyUI and wait until it is ready; leave an empty canvas.
+def open_frontend(page: Page, url: str, nodes_2: bool = False) -> None:
+    """Open ComfyUI and wait until it is ready; leave an empty canvas. `nodes_2` asks for the rendering of that name.
 
     The Templates dialog of a very first start never shows: it would come a moment after everything else.
     """
-    page.request.post(f"{url}/settings", data={"Comfy.TutorialCompleted": True})
+    page.request.post(f"{url}/settings", data={"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": nodes_2})
     page.add_init_script(_FRESH_TAB)
     page.goto(url, timeout=OPEN_MS)
     page.wait_for_function(_IS_READY, timeout=OPEN_MS)
@@ -104,6 +136,16 @@ def load_workflow(page: Page, workflow: dict | str | Path, name: str = "workflow
 def missing_nodes(page: Page) -> list[str]:
     """The node types of the loaded workflow that the frontend does not know."""
     return page.evaluate(_MISSING)
+
+
+def plan_shown(page: Page, *words: str) -> str:
+    """The plan on the Cache Config, in a subgraph too, once it holds all `words`; fails when it never does."""
+    return page.wait_for_function(_PLAN, arg=list(words), timeout=20_000).json_value()
+
+
+def covered(page: Page) -> list[str]:
+    """Titles and outputs of nodes that something of the page covers, or that lie outside of it."""
+    return page.evaluate(_COVERED)
 
 
 def graph_to_prompt(page: Page) -> dict:
