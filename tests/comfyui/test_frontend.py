@@ -158,11 +158,6 @@ def test_a_file_that_the_page_does_not_download_is_linked_in_the_note(name: str)
             assert f"({model['url'].replace('/resolve/', '/blob/')})" in note
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
-def test_a_workflow_has_its_picture(name: str):
-    assert (REPO / "workflows" / f"{name}.jpg").stat().st_size > 10_000
-
-
 def test_the_memory_workflow_is_the_quick_start_with_and_without_mid_blocks():
     def widgets(name: str, kind: str) -> list[list]:
         return [node["widgets_values"] for node in workflow(name)["nodes"] if node["type"] == kind]
