@@ -7,6 +7,7 @@ test also runs where there is no git, and sees a new file before it is added.
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -173,6 +174,16 @@ def test_the_icon_is_a_file_of_the_repository(project: dict):
             width, height = picture.size
     assert width <= 800
     assert height <= 400
+
+
+def test_workflows_name_the_pack_that_manager_is_to_install(project: dict):
+    """Manager looks up a missing node by the registry's name in the workflow."""
+    files = sorted((REPO / "workflows").glob("*.json"))
+    assert files
+    for file in files:
+        nodes = json.loads(file.read_text(encoding="utf-8"))["nodes"]
+        named = {node["properties"].get("cnr_id") for node in nodes if node["type"].startswith("PackForcing")}
+        assert named == {project["project"]["name"]}, file.name
 
 
 # --- what pip installs ------------------------------------------------------------------------------------------------
