@@ -110,8 +110,13 @@ def open_frontend(page: Page, url: str, nodes_2: bool = False) -> None:
     page.add_init_script(_FRESH_TAB)
     page.goto(url, timeout=OPEN_MS)
     page.wait_for_function(_IS_READY, timeout=OPEN_MS)
-    page.evaluate("() => window.app.graph.clear()")
+    empty_canvas(page)
+
+
+def empty_canvas(page: Page) -> None:
+    """Close dialogs and take all nodes away."""
     close_dialogs(page)
+    page.evaluate("() => window.app.graph.clear()")
 
 
 def close_dialogs(page: Page) -> None:
