@@ -1,14 +1,15 @@
 """HTTP routes for what nodes show of their widgets, so that the arithmetic has one home.
 
-The Cache Config shows the plan of its configuration, and the Prompt Schedule when its prompts start. The page sends the
-values that it can read from the graph. What it cannot, it leaves out; the answer then says what is assumed.
+A Cache Config and a Cache Preset show the plan of their configuration, and the Prompt Schedule when its prompts start.
+The page sends the values that it can read from the graph. What it cannot, it leaves out; the answer then says what is
+assumed.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..packforcing.checks import shown
@@ -17,6 +18,7 @@ from ..packforcing.errors import PackForcingError
 from ..packforcing.generate.plan import plan, plan_text
 from ..packforcing.generate.story import parse_story, story_text, times_text
 from ..packforcing.known_models import KNOWN_MODELS
+from ..packforcing.presets import PRESET_NAMES, preset_named
 
 log = logging.getLogger(__name__)
 
@@ -113,15 +115,25 @@ def planned(query: Query) -> dict[str, Any]:
 
 
 def asked_config(query: Query) -> CacheConfig:
-    """The configuration that a query says; the defaults stand where it says nothing."""
+    """The configuration that a query says; its `preset`, or the defaults, stand where it says nothing."""
+    preset = query.get("preset", PRESET_NAMES[0] if "preset" in linked_names(query) else None)
+    usual = CacheConfig() if preset is None else preset_named(preset).config
     asked = [field for field in fields(CacheConfig) if field.name in query]
-    return CacheConfig(**{each.name: READERS[type(each.default)](each.name, query[each.name]) for each in asked})
+    return replace(usual, **{each.name: READERS[type(each.default)](each.name, query[each.name]) for each in asked})
+
+
+def linked_names(query: Query) -> list[str]:
+    return query.get("linked", "").split(",")
 
 
 def first_lines(query: Query, config: CacheConfig, video: AskedVideo) -> list[str]:
     """What a plan's reader must know before its numbers: which sampler it is for, and what it assumes and why."""
-    linked = [field.name for field in fields(CacheConfig) if field.name in query.get("linked", "").split(",")]
-    assumed = video.assumed + [f"{name} {getattr(config, name)}" for name in linked]
+    linked = linked_names(query)
+    assumed = video.assumed + [
+        f"{each.name} {getattr(config, each.name)}" for each in fields(config) if each.name in linked
+    ]
+    if "preset" in linked:
+        assumed.append(f"preset {PRESET_NAMES[0]}")
     rows = [("for", f"the first of {query['samplers']} samplers")] if "samplers" in query else []
     if assumed:
         rows.append(("assumed", ", ".join(assumed)))
@@ -136,7 +148,8 @@ def story_times(query: Query) -> dict[str, str]:
         prompts = parse_story(query.get("text", ""))
         if "seconds" not in query:
             return {"text": story_text(prompts)}
-        frames = whole("block_frames", query.get("block_frames", str(CacheConfig().block_frames)))
+        usual = preset_named(query["preset"]).config if "preset" in query else CacheConfig()
+        frames = whole("block_frames", query.get("block_frames", str(usual.block_frames)))
         CacheConfig(frames, sink_frames=0, recent_frames=0)  # checks it
         length = Length(number("seconds", query["seconds"]), number("fps", query.get("fps", str(USUAL_FPS))), frames)
         return {"text": times_text(prompts, length)}

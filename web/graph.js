@@ -24,7 +24,7 @@ export function isSame(a, b) {
 // undefined where nothing is connected.
 export function feed(node, index, hops = MOST_HOPS) {
   if (!node.inputs?.[index]) return undefined;
-  const link = node.getInputLink(index);
+  const link = node.graph.getLink(node.inputs[index].link); // a subgraph's node has another getInputLink
   if (link) return follow(node.graph, link, hops);
   const { name, widget } = node.inputs[index];
   const own = widgetOf(node, widget?.name ?? name);

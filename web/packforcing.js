@@ -1,10 +1,10 @@
-// What the pack's nodes show on themselves: the Cache Config's plan and the Prompt Schedule's times, live, and the
-// Cache Inspector's report.
+// What the pack's nodes show on themselves: the plan of a Cache Config or Cache Preset and the Prompt Schedule's times,
+// live, and the Cache Inspector's report.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { allNodes, feed, inputIndex, isActive, isSame, valueOf } from "./graph.js";
 
-const CONFIG = "PackForcingCacheConfig";
+const CONFIGS = ["PackForcingCacheConfig", "PackForcingCachePreset"];
 const SCHEDULE = "PackForcingPromptSchedule";
 const SAMPLER = "PackForcingSampler";
 const INSPECTOR = "PackForcingCacheInspector";
@@ -82,7 +82,7 @@ function samplersWith(isTheirs, graph) {
   return allNodes(graph).filter((node) => node.type === SAMPLER && isActive(node) && isTheirs(node));
 }
 
-// The Cache Config of a sampler.
+// The Cache Config or Cache Preset of a sampler.
 function configOf(sampler) {
   return feed(sampler, inputIndex(sampler, "cache_config"))?.node;
 }
@@ -113,10 +113,11 @@ function storyQuery(node) {
   const [sampler] = samplersWith((each) => isMadeFrom(node, each), node.graph);
   const { fps, seconds, latent_frames } = sampler ? videoOf(sampler) : {};
   const config = sampler && configOf(sampler);
-  const block_frames = config && valueOf(config, "block_frames");
-  if (fps === undefined || block_frames === undefined) return queryOf({ text }).toString(); // no blocks to count
+  const [block_frames, preset] = ["block_frames", "preset"].map((name) => config && valueOf(config, name));
+  const countable = (block_frames ?? preset) !== undefined && fps !== undefined;
+  if (!countable) return queryOf({ text }).toString();
   const length = seconds ?? (latent_frames && (latent_frames * 4) / fps);
-  return queryOf({ text, block_frames, fps, seconds: length }).toString();
+  return queryOf({ text, block_frames, preset, fps, seconds: length }).toString();
 }
 
 const askPlan = (query) => api.fetchApi(`/packforcing/plan?${query}`);
@@ -168,7 +169,7 @@ if (!alreadyHere) app.registerExtension({
   name: NAME,
   nodeCreated(node) {
     const type = node.comfyClass ?? node.type;
-    if (type === CONFIG) showAnswer(node, "plan", 176, planQuery, askPlan);
+    if (CONFIGS.includes(type)) showAnswer(node, "plan", 176, planQuery, askPlan);
     if (type === SCHEDULE) showAnswer(node, "times", 140, storyQuery, askStory);
     if (type === INSPECTOR) showReport(node);
   },

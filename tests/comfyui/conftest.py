@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from comfyui import Client, Server
-from frontend import CHROMIUM_FLAGS, find_chromium, open_frontend
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from frontend import CHROMIUM_FLAGS, empty_canvas, find_chromium, open_frontend
+from playwright.sync_api import Browser, Page, sync_playwright
 
 # Any name goes: nothing in the pack may depend on it, so the tests use one that is not an identifier. Without blanks
 # though: ComfyUI (its aiohttp) serves no web files and no templates of a pack whose folder's name has one.
@@ -45,17 +45,17 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def window(browser: Browser) -> Iterator[BrowserContext]:
-    """One browser window for all tests: the frontend's many files are loaded once and cached."""
+def tab(browser: Browser, server: Server) -> Iterator[Page]:
+    """The frontend in one tab for all tests: opening it takes longer than most of them."""
     context = browser.new_context(viewport={"width": 1600, "height": 1000})
-    yield context
+    opened = context.new_page()
+    open_frontend(opened, server.url)
+    yield opened
     context.close()
 
 
 @pytest.fixture
-def page(window: BrowserContext, server: Server) -> Iterator[Page]:
-    """The frontend in a tab of its own: an empty canvas, dialogs closed. Helpers are in frontend.py."""
-    tab = window.new_page()
-    open_frontend(tab, server.url)
-    yield tab
-    tab.close()
+def page(tab: Page) -> Page:
+    """The frontend with an empty canvas, dialogs closed. Helpers are in frontend.py."""
+    empty_canvas(tab)
+    return tab

@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from playwright.sync_api import Page
+from playwright.sync_api import Page, TimeoutError
 
 # Nothing but the page under test: no GPU to look for, no updates, no phoning home.
 CHROMIUM_FLAGS = (
@@ -110,8 +110,13 @@ def open_frontend(page: Page, url: str, nodes_2: bool = False) -> None:
     page.add_init_script(_FRESH_TAB)
     page.goto(url, timeout=OPEN_MS)
     page.wait_for_function(_IS_READY, timeout=OPEN_MS)
-    page.evaluate("() => window.app.graph.clear()")
+    empty_canvas(page)
+
+
+def empty_canvas(page: Page) -> None:
+    """Close dialogs and take all nodes away."""
     close_dialogs(page)
+    page.evaluate("() => window.app.graph.clear()")
 
 
 def close_dialogs(page: Page) -> None:
@@ -140,7 +145,10 @@ def missing_nodes(page: Page) -> list[str]:
 
 def plan_shown(page: Page, *words: str) -> str:
     """The plan on the Cache Config, in a subgraph too, once it holds all `words`; fails when it never does."""
-    return page.wait_for_function(_PLAN, arg=list(words), timeout=20_000).json_value()
+    try:
+        return page.wait_for_function(_PLAN, arg=list(words), timeout=20_000).json_value()
+    except TimeoutError:
+        raise AssertionError(f"The plan never held all of {words}; it is:\n{page.evaluate(_PLAN, [])}") from None
 
 
 def covered(page: Page) -> list[str]:

@@ -48,6 +48,17 @@ _SHOWS = """
 }
 """
 
+# Puts a Cache Preset in the place of the Cache Config.
+_USE_PRESET = """
+() => {
+    const graph = window.app.graph, find = type => graph.nodes.find(node => node.type === type)
+    const sampler = find('PackForcingSampler'), preset = window.LiteGraph.createNode('PackForcingCachePreset')
+    graph.add(preset)
+    preset.connect(0, sampler, sampler.inputs.findIndex(input => input.name === 'cache_config'))
+    graph.remove(find('PackForcingCacheConfig'))
+}
+"""
+
 # What the nodes show after a run, once all of it is there.
 _PICTURES = """
 () => {
@@ -177,8 +188,8 @@ def test_the_cache_config_shows_its_plan_live(page: Page):
     plan_shown(page, "80 blocks")
     set_widget(page, "PackForcingSampler", seconds=120)
     set_widget(page, "PackForcingCacheConfig", block_frames=4)
-    plan_shown(page, "sink_frames must be whole blocks of 4 latent frames, but it is 6: set it to 4 or 8.")
-    set_widget(page, "PackForcingCacheConfig", sink_frames=8, recent_frames=4)
+    plan_shown(page, "sink_frames must be whole blocks of 4 latent frames, but it is 9: set it to 8 or 12.")
+    set_widget(page, "PackForcingCacheConfig", sink_frames=8, recent_frames=4, top_k=16, position_range=0)
     plan_shown(page, "27,872 tokens, constant", "3.99 GB of KV", "138.02 GB, 748,800 tokens", "182 tokens a block")
     set_widget(page, "PackForcingCacheConfig", top_k=0)
     plan_shown(page, "24,960 tokens, constant", "mid 0")
@@ -199,6 +210,16 @@ def test_the_prompt_schedule_shows_live_when_its_prompts_start(page: Page):
     times_shown(page, "block 11     begins at 0:05.12", "16 blocks")
     set_widget(page, "PackForcingPromptSchedule", text="0:00 a\nlater b")
     times_shown(page, "Line 2 of the story, 'later b', must begin with a time")
+
+
+def test_a_cache_preset_shows_its_plan_and_gives_a_story_its_blocks(page: Page):
+    drop(page, "quickstart")
+    page.evaluate(_USE_PRESET)
+    shown(page, "PackForcingCachePreset", "plan", "54 blocks, 162 latent frames, tiny", "128x128")
+    times_shown(page, "54 blocks")
+    set_widget(page, "PackForcingCachePreset", preset="frame-wise")
+    shown(page, "PackForcingCachePreset", "plan", "160 blocks, 160 latent frames, tiny")
+    times_shown(page, "160 blocks")
 
 
 def test_the_plan_follows_links_and_says_what_it_assumes(page: Page):

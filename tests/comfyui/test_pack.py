@@ -53,7 +53,7 @@ NODES = {
     "PackForcingLoadState",
 }
 INSPECTOR = "PackForcingCacheInspector"
-WORKFLOWS = ("quickstart", "memory", "wan2.1-1.3b")
+WORKFLOWS = sorted(path.stem for path in (REPO / "workflows").glob("*.json"))
 FIRST_BLOCK_WITH_MID = 3  # of the tiny video: block 0 is the sink, block 2 is recent, so block 1 is a mid block
 
 

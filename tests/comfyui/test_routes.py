@@ -44,6 +44,18 @@ def test_a_cache_setting_that_is_linked_is_said_to_be_assumed(routes: ModuleType
     assert answer["text"].startswith("assumed    top_k 16\nvideo ")
 
 
+def test_a_preset_stands_for_the_sizes(routes: ModuleType):
+    sizes = {"block_frames": "3", "sink_frames": "12", "recent_frames": "6", "top_k": "0"}
+    preset = {"preset": "deep-sink", "kv_dtype": "fp8_e4m3"}
+    assert routes.planned({**FULL, **preset}) == routes.planned({**FULL, **sizes, "kv_dtype": "fp8_e4m3"})
+    linked = routes.planned({**FULL, "linked": "preset"})
+    assert linked["text"].startswith("assumed    preset training-free\nvideo ")
+    assert linked["plan"] == routes.planned({**FULL, "preset": "training-free"})["plan"]
+    story = {"text": "0:00 a\n0:05 b", "seconds": "8"}
+    assert routes.story_times({**story, "preset": "deep-sink"}) == routes.story_times({**story, "block_frames": "3"})
+    assert routes.planned({**FULL, "preset": "mine"})["error"].startswith("There is no preset 'mine': choose one of")
+
+
 def test_a_plan_for_one_of_several_samplers_says_so(routes: ModuleType):
     assert routes.planned({**FULL, "samplers": "2"})["text"].startswith("for        the first of 2 samplers\nvideo ")
 
