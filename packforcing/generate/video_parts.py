@@ -78,6 +78,7 @@ def new_record(models: VideoModels, settings: VideoSettings, story: Story) -> Ca
         device=str(wan.device),
         prompts=[PromptRecord(stretch.start, stretch.prompt) for stretch in story.stretches],
         prompt_switch=story.switch,
+        blend_blocks=story.blend_blocks,
         update=settings.sampling.update,
         timesteps=settings.sampling.timesteps_of(1),
         first_timesteps=settings.sampling.timesteps_of(0),
