@@ -14,6 +14,7 @@ from ..packforcing.errors import PackForcingError
 from ..packforcing.generate.plan import plan, plan_text
 from ..packforcing.generate.story import parse_story, story_text, times_text
 from ..packforcing.known_models import MODELS, VAE_DIMS
+from .live import register_live
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ def register() -> None:
     if server is None:
         log.debug("no server: the nodes show neither plan nor times")
         return
+
+    register_live(server)
 
     @server.routes.get(PLAN_PATH)
     async def plan_route(request: web.Request) -> web.Response:

@@ -51,6 +51,7 @@ NODES = {
     "PackForcingTimesteps",
     "PackForcingSaveState",
     "PackForcingLoadState",
+    "PackForcingLivePrompt",
 }
 INSPECTOR = "PackForcingCacheInspector"
 WORKFLOWS = ("quickstart", "memory", "wan2.1-1.3b")
