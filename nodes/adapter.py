@@ -22,7 +22,6 @@ from comfy.cli_args import args
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_execution.utils import get_executing_context
 from einops import rearrange
-from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
@@ -31,7 +30,6 @@ from ..packforcing.files.scaled_fp8 import HEADER_KEY, LayerFormats
 from ..packforcing.model.attention import Attention, fast_attention
 from ..packforcing.model.causal_wan import CausalWan
 from ..packforcing.model.vae import WanVAE, load_vae
-from ..packforcing.pixels import to_uint8
 
 # By this, ComfyUI's model detection takes a Wan for a causal one, whose MODEL its node Sampler AR Video runs.
 CAUSAL_CONFIG = json.dumps({"transformer": {"causal_ar": True}})
@@ -209,17 +207,14 @@ def previews_wanted() -> bool:
     return all(item[3].get("preview_method") != "none" for item in running)
 
 
-def preview(latents: Tensor, frames: Tensor | None) -> tuple[str, Image.Image, int] | None:
-    """A block's last frame, as ComfyUI's progress bar takes it: decoded, or estimated from the latents.
+def preview_side() -> int:
+    """Pixels of a preview's longer side at most, as the user set it."""
+    return args.preview_size
 
-    None where the user wants no previews.
-    """
-    if not previews_wanted():
-        return None
-    if frames is None:
-        latent_format = comfy.latent_formats.Wan21()
-        factors = torch.tensor(latent_format.latent_rgb_factors, device=latents.device)
-        bias = torch.tensor(latent_format.latent_rgb_factors_bias, device=latents.device)
-        frames = (torch.einsum("b c t h w, c r -> b r t h w", latents, factors) + bias.view(1, 3, 1, 1, 1)).clamp(-1, 1)
-    picture = to_uint8(frames[0, :, -1:])[0].cpu().numpy()
-    return "JPEG", Image.fromarray(picture), args.preview_size
+
+def latents_as_frames(latents: Tensor) -> Tensor:
+    """Frames [1, 3, T, h, w] in [-1, 1] estimated from latents [1, 16, T, h, w], for previews without a VAE."""
+    latent_format = comfy.latent_formats.Wan21()
+    factors = torch.tensor(latent_format.latent_rgb_factors, device=latents.device)
+    bias = torch.tensor(latent_format.latent_rgb_factors_bias, device=latents.device)
+    return (torch.einsum("b c t h w, c r -> b r t h w", latents, factors) + bias.view(1, 3, 1, 1, 1)).clamp(-1, 1)

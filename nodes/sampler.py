@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import comfy.utils
 import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -44,6 +43,7 @@ from .files import state_folder, temporary_video
 from .flavours import departing
 from .live import Speaker, Told, hearing
 from .not_honoured import check_no_start_image, not_honoured
+from .progress import Progress
 from .start import StartInputs, check_video_latents, start_of
 from .timesteps import schedule_given
 
@@ -235,8 +235,9 @@ class LongVideoSamplerNode(io.ComfyNode):
         check_no_start_image(positive)
         start = start_of(StartInputs(continue_from, state, start_image, start_video), model, size, fps, vae)
         prompts = all_prompts(positive, fps, cache_config, blocks, start, state, prompt_switch, blend_blocks)
-        in_vain = not_honoured(model, positive, shift if schedule is None else None)
-        tell(in_vain + departing(model, sampling, cache_config))
+        notes = not_honoured(model, positive, shift if schedule is None else None)
+        notes += departing(model, sampling, cache_config)
+        tell(notes)
         models, layout, patchers = connected(model, vae, compressor, cache_config, size)
         wan = models.wan
         if state is not None:
@@ -253,7 +254,7 @@ class LongVideoSamplerNode(io.ComfyNode):
             story = story_from(prompts, wan.embed_text, prompt_switch, blend_blocks)
             again = refresh_passes(story, cache_config, 0, blocks) + (sampling.more_in_first if start is None else 0)
             given = 0 if start is None else start.blocks(cache_config.block_frames)
-            progress = Progress(blocks, given, len(sampling.steps_of(1)), again)
+            progress = Progress(blocks, given, len(sampling.steps_of(1)), again, notes)
             video = planned.video(story, progress.on_step)
             bring_back = partial(load_again, patchers, planned, video)
             with hearing(live_prompt, video, prompts, blocks, bring_back, progress.more) as told:
@@ -344,28 +345,6 @@ def video_size(
     check_video_latents(samples, "The latent that sets size and length")
     size = FrameSize(samples.shape[-1] * 8, samples.shape[-2] * 8)
     return size, -(-samples.shape[2] // config.block_frames)
-
-
-class Progress:
-    """ComfyUI's progress bar over all model passes, with the newest block's picture; also where Cancel is heard."""
-
-    def __init__(self, blocks: int, given: int, steps: int, refreshed: int) -> None:
-        passes = given * 2 + (blocks - given) * (steps + 1) - 1 + refreshed  # the last block has no clean pass
-        self._bar = comfy.utils.ProgressBar(passes)
-        self._passes = passes
-        self._done = 0
-
-    def on_step(self, block: int, step: int) -> None:
-        adapter.check_interrupted()
-        self._bar.update_absolute(self._done, self._passes)
-        self._done += 1
-
-    def more(self, passes: int) -> None:
-        """The run takes more passes than were counted."""
-        self._passes += passes
-
-    def show(self, latents: Tensor, frames: Tensor | None) -> None:
-        self._bar.update_absolute(min(self._done, self._passes), self._passes, adapter.preview(latents, frames))
 
 
 @dataclass(frozen=True)

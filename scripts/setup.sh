@@ -17,7 +17,9 @@ venv=.venv
 torch="${PACKFORCING_TORCH:-$(cat "$venv/.torch" 2>/dev/null || echo torch==2.13.0)}"
 stamp="$venv/.setup-done"         # the hash of everything the last complete set-up was made from
 unfinished="$venv/.setup-running" # there while packages are being installed: after a kill, nothing inside is sure
-runtime="${COMFYUI_PATH:-${XDG_CACHE_HOME:-$HOME/.cache}/packforcing/comfyui-0.3.75}"
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/packforcing"
+runtime="${COMFYUI_PATH:-$cache/comfyui-0.3.75}"
+frontend="$cache/frontend-1.58.1" # newer than the one that ComfyUI 0.3.75 pins; the tests open both
 
 say() { echo "setup: $*"; }
 fail() { echo "setup: $*" >&2; exit 1; }
@@ -98,7 +100,7 @@ install_packages() {
 
 complete() {
     [ ! -e "$unfinished" ] && [ -x "$venv/bin/python" ] && [ "$(wanted)" = "$(cat "$stamp" 2>/dev/null)" ] \
-        && [ -f "$runtime/main.py" ]
+        && [ -f "$runtime/main.py" ] && [ -f "$frontend/index.html" ]
 }
 
 has_chromium() {

@@ -259,7 +259,7 @@ def test_a_length_that_is_no_length_is_told_in_one_sentence(seconds: float) -> N
     assert_one_sentence(error.value, f"is {seconds}")
 
 
-@pytest.mark.parametrize("fps", [0, -16, float("nan"), float("inf")])
+@pytest.mark.parametrize("fps", [0, -16, float("nan"), float("inf"), 1e-300, 1e300])
 def test_a_frame_rate_that_is_no_rate_is_told_in_one_sentence(fps: float) -> None:
     with pytest.raises(PackForcingError, match="frame rate") as error:
         plan(WAN, CacheConfig(), SIZE, seconds=5, fps=fps)

@@ -2,12 +2,19 @@
 // Cache Inspector's report.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { allNodes, feed, inputIndex, isActive, isSame, valueOf } from "./graph.js";
 
 const CONFIG = "PackForcingCacheConfig";
 const SCHEDULE = "PackForcingPromptSchedule";
 const SAMPLER = "PackForcingSampler";
 const INSPECTOR = "PackForcingCacheInspector";
 const DEMO = "PackForcingDemoModels";
+
+const TEXT_WIDGET = "packforcing_text";
+const WEIGHTS_FILE = /\.(safetensors|sft|pt|pth|ckpt|bin|gguf)$/i;
+const MODEL_NAMES = { "wan2.1-14b": /14b/i, "wan2.1-1.3b": /1[._-]?3b|self_forcing/i }; // the first that fits
+const EMPTY_LATENTS = /^(EmptyHunyuanLatentVideo|EmptyARVideoLatent|Wan\w*ToVideo)$/;
+const MOST_MODEL_NODES = 32;
 
 const PLAN_DELAY_MS = 200; // one request for a burst of edits
 const PLAN_CHECK_MS = 1000; // how often edits of *other* nodes (size, length) are noticed
@@ -16,9 +23,9 @@ function addText(node, name, height) {
   const element = document.createElement("pre");
   element.style.cssText =
     "margin:0;padding:6px 8px;overflow:auto;box-sizing:border-box;width:100%;height:100%;white-space:pre;" +
-    "font:11px/1.35 ui-monospace,monospace;color:var(--input-text,#ddd);background:var(--comfy-input-bg,#222);" +
+    "font:11px/1.25 ui-monospace,monospace;color:var(--input-text,#ddd);background:var(--comfy-input-bg,#222);" +
     "border-radius:6px;user-select:text";
-  const widget = node.addDOMWidget(name, "packforcing_text", element, {
+  const widget = node.addDOMWidget(name, TEXT_WIDGET, element, {
     serialize: false,
     hideOnZoom: false,
     getMinHeight: () => height,
@@ -28,66 +35,88 @@ function addText(node, name, height) {
   return element;
 }
 
-function widgetValue(node, name) {
-  return node.widgets?.find((widget) => widget.name === name)?.value;
-}
-
-// The node at the other end of an input's link, or undefined.
-function source(node, inputName) {
-  const input = node.inputs?.find((slot) => slot.name === inputName);
-  const link = input?.link == null ? undefined : node.graph?.links?.[input.link];
-  return link && node.graph.getNodeById(link.origin_id);
-}
-
-function targets(node) {
-  const links = node.outputs?.[0]?.links ?? [];
-  return links.map((id) => node.graph?.getNodeById(node.graph.links[id]?.target_id)).filter(Boolean);
-}
-
-// The model at the start of a chain of MODEL nodes (LoRA loaders and such between).
+// The model at the start of a chain of MODEL nodes (LoRA loaders and such between), by what its loader's file is called.
 function modelOf(sampler) {
   let node = sampler;
-  for (let hops = 0; hops < 32 && node; hops++) {
-    node = source(node, "model");
-    if (node?.type === DEMO) return "tiny";
+  for (let hops = 0; hops < MOST_MODEL_NODES; hops++) {
+    const index = node.inputs?.findIndex((input) => input.type === "MODEL") ?? -1;
+    if (index < 0) break;
+    const source = feed(node, index);
+    if (!source?.node) return { why: source ? "the model is not known" : "no model is connected" };
+    node = source.node;
+    if (node.type === DEMO) return { model: "tiny" };
   }
-  return "wan2.1-1.3b";
+  const file = node.widgets?.map((widget) => String(widget.value)).find((value) => WEIGHTS_FILE.test(value)) ?? "";
+  const [model] = Object.entries(MODEL_NAMES).find(([, names]) => names.test(file)) ?? [];
+  return model ? { model } : { why: "the model's name tells no size" };
+}
+
+// Size and length, which an empty latent may set in place of the widgets.
+function frameOf(sampler) {
+  const source = feed(sampler, inputIndex(sampler, "latent"));
+  if (!source) {
+    const [width, height, seconds] = ["width", "height", "seconds"].map((name) => valueOf(sampler, name));
+    return { width, height, seconds, why: "other nodes compute it" };
+  }
+  const latent = EMPTY_LATENTS.test(source.node?.type) ? source.node : { widgets: [] };
+  const [width, height, length] = ["width", "height", "length"].map((name) => valueOf(latent, name));
+  const latent_frames = length === undefined ? undefined : Math.floor((length - 1) / 4) + 1;
+  return { width, height, latent_frames, why: "the latent sets size and length" };
+}
+
+// What can be read of the video that a sampler makes, and why the rest cannot.
+function videoOf(sampler) {
+  if (!sampler) return { why: "no sampler is connected" };
+  const { why: whyFrame, ...frame } = frameOf(sampler);
+  const { why: whyModel, ...model } = modelOf(sampler);
+  const values = { ...frame, fps: valueOf(sampler, "fps"), ...model };
+  const whyValues = Object.values(values).includes(undefined) ? whyFrame : undefined;
+  return { ...values, why: [whyValues, whyModel].filter(Boolean).join("; ") };
+}
+
+function queryOf(values) {
+  return new URLSearchParams(Object.entries(values).filter(([, value]) => value !== undefined && value !== ""));
+}
+
+function samplersWith(isTheirs, graph) {
+  return allNodes(graph).filter((node) => node.type === SAMPLER && isActive(node) && isTheirs(node));
+}
+
+// The Cache Config of a sampler.
+function configOf(sampler) {
+  return feed(sampler, inputIndex(sampler, "cache_config"))?.node;
 }
 
 function planQuery(node) {
-  const query = new URLSearchParams();
-  for (const widget of node.widgets ?? []) {
-    if (widget.type !== "packforcing_text") query.set(widget.name, widget.value);
-  }
-  const sampler = targets(node).find((target) => target.type === SAMPLER);
-  if (sampler) {
-    for (const name of ["width", "height", "seconds", "fps"]) {
-      const value = widgetValue(sampler, name);
-      if (value !== undefined) query.set(name, value);
-    }
-    query.set("model", modelOf(sampler));
-  }
-  return query.toString();
+  const names = node.widgets.filter((widget) => widget.type !== TEXT_WIDGET).map((widget) => widget.name);
+  const values = Object.fromEntries(names.map((name) => [name, valueOf(node, name)]));
+  const linked = names.filter((name) => values[name] === undefined).join(",");
+  const samplers = samplersWith((sampler) => isSame(configOf(sampler), node), node.graph);
+  const [query, ...others] = (samplers.length ? samplers : [undefined]).map((sampler) =>
+    queryOf({ ...values, linked, ...videoOf(sampler) }).toString(),
+  );
+  return others.every((other) => other === query) ? query : `${query}&samplers=${samplers.length}`;
 }
 
-// The sampler that a schedule's conditioning reaches, also through nodes that combine it with others.
-function samplerOf(schedule) {
-  const reached = [schedule];
-  for (let i = 0; i < reached.length && i < 32; i++) {
-    for (const target of targets(reached[i])) {
-      if (target.type === SAMPLER) return target;
-      if (!reached.includes(target)) reached.push(target);
-    }
-  }
+// Whether a node's conditioning is made from a schedule's, also through nodes that combine it with others.
+function isMadeFrom(schedule, node, seen = []) {
+  if (isSame(node, schedule)) return true;
+  if (!node || seen.some((each) => isSame(each, node))) return false;
+  seen.push(node);
+  return [...(node.inputs ?? []).entries()]
+    .filter(([, input]) => input.type === "CONDITIONING")
+    .some(([index]) => isMadeFrom(schedule, feed(node, index)?.node, seen));
 }
 
 function storyQuery(node) {
-  const query = new URLSearchParams({ text: widgetValue(node, "text") ?? "" });
-  const sampler = samplerOf(node);
-  for (const name of sampler ? ["seconds", "fps"] : []) query.set(name, widgetValue(sampler, name));
-  const frames = sampler && widgetValue(source(sampler, "cache_config") ?? {}, "block_frames");
-  if (frames !== undefined) query.set("block_frames", frames);
-  return query.toString();
+  const text = valueOf(node, "text") ?? "";
+  const [sampler] = samplersWith((each) => isMadeFrom(node, each), node.graph);
+  const { fps, seconds, latent_frames } = sampler ? videoOf(sampler) : {};
+  const config = sampler && configOf(sampler);
+  const block_frames = config && valueOf(config, "block_frames");
+  if (fps === undefined || block_frames === undefined) return queryOf({ text }).toString(); // no blocks to count
+  const length = seconds ?? (latent_frames && (latent_frames * 4) / fps);
+  return queryOf({ text, block_frames, fps, seconds: length }).toString();
 }
 
 const askPlan = (query) => api.fetchApi(`/packforcing/plan?${query}`);

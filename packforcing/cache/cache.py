@@ -11,7 +11,7 @@ the buffer, and nothing is concatenated or moved in the loop.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -27,7 +27,7 @@ from .layer_cache import Affinity, Attended, LayerCache, MidSlot
 from .positions import Anchors, anchors, mid_anchors
 from .rope import EAGER_ROTARY, RotaryOps, Rotation, rotate
 from .rotations import BlockRotations
-from .selection import affinity, sampled_queries, scored_choice, scored_heads, token_sum
+from .selection import affinity, runs, sampled_queries, scored_choice, scored_heads, token_sum
 
 Timer = Callable[[str], AbstractContextManager[None]]
 
@@ -37,13 +37,6 @@ _NOTHING: AbstractContextManager[None] = nullcontext()
 def untimed(part: str) -> AbstractContextManager[None]:
     """The default `Cache.timer`."""
     return _NOTHING
-
-
-def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """First and last of each run of neighbouring numbers: [0, 1, 2, 5] -> [(0, 2), (5, 5)]."""
-    firsts = [n for i, n in enumerate(numbers) if i == 0 or numbers[i - 1] != n - 1]
-    lasts = [n for i, n in enumerate(numbers) if i == len(numbers) - 1 or numbers[i + 1] != n + 1]
-    return list(zip(firsts, lasts, strict=True))
 
 
 class Cache:
@@ -404,5 +397,4 @@ class Cache:
     @property
     def rounding_error(self) -> float:
         """What `kv_dtype` takes from keys and values, relative to them (root mean square over the first block)."""
-        rounded = [layer.kv for layer in self.layers if isinstance(layer.kv, Fp8Buffer)]
-        return rounding_error(rounded) if rounded else 0.0
+        return rounding_error([layer.kv for layer in self.layers if isinstance(layer.kv, Fp8Buffer)])

@@ -7,6 +7,8 @@ is linear in the sums of queries and keys, so one vector a head stands for a who
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from einops import einsum
 from torch import Tensor
@@ -51,3 +53,10 @@ def scored_choice(scores: Tensor, k: int) -> Tensor:
     best = top_k(scores, k)
     spread = torch.stack(torch.std_mean(scores, correction=0))
     return torch.cat((best.to(scores.dtype), scores[best], spread))
+
+
+def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """First and last of each run of neighbouring numbers: [0, 1, 2, 5] -> [(0, 2), (5, 5)]."""
+    firsts = [n for i, n in enumerate(numbers) if i == 0 or numbers[i - 1] != n - 1]
+    lasts = [n for i, n in enumerate(numbers) if i == len(numbers) - 1 or numbers[i + 1] != n + 1]
+    return list(zip(firsts, lasts, strict=True))

@@ -24,20 +24,34 @@ from torch import Tensor
 
 from ..cache.cache import Cache
 from ..cache.deferred import DeferredCache
-from ..config import LATENT_CHANNELS
+from ..config import LATENT_CHANNELS, Layout
 from ..devices import to_device
 from ..errors import PackForcingError
 from ..model.causal_wan import TextKV
 from ..model.vae import StreamingDecoder
-from .record import BlockRecord, PromptRecord
-from .sampling import noise_generator
+from .record import BlockRecord, CacheRecord, PromptRecord
+from .sampling import Sampling, noise_generator
 from .schedule import denoising_step
 from .side_stream import SideStream
 from .stopwatch import Stopwatch
 from .story import Story, Stretch, as_story
-from .video_parts import VideoModels, VideoSettings, check_complete, new_record
+from .video_models import VideoModels as VideoModels
+from .video_models import check_complete
 
 Selected = list[list[int]]  # of a block: for each layer the mid blocks that it attended to, oldest first
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """How a video is made, apart from its prompt and its length."""
+
+    layout: Layout  # partitions, frame size and token counts
+    sampling: Sampling
+    fps: float = 16.0  # for the record only
+    batch: int = 1  # videos made at once
+    decode: bool = True  # blocks come with frames, even where the compressor does not need them
+    decode_frames: int | None = None  # latent frames that the VAE decodes at a time; None: a whole block
+    overlap: bool = False  # decode a block beside the next one's denoising: faster, more memory, the same video
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,28 @@ def no_callback(block: int, step: int) -> None:
 
 def no_listener(block: int) -> None:
     """The default `on_block`."""
+
+
+def new_record(models: VideoModels, settings: VideoSettings, story: Story) -> CacheRecord:
+    """The record of a run that has made no block yet."""
+    wan, layout = models.wan, settings.layout
+    compressor = models.compressor if layout.config.top_k else None
+    return CacheRecord(
+        model=wan.shape,
+        config=layout.config,
+        size=layout.size,
+        fps=settings.fps,
+        temporal_stride=layout.temporal_stride,
+        compressor="none" if compressor is None else compressor.name,
+        dtype=str(wan.dtype).removeprefix("torch."),
+        device=str(wan.device),
+        prompts=[PromptRecord(stretch.start, stretch.prompt) for stretch in story.stretches],
+        prompt_switch=story.switch,
+        blend_blocks=story.blend_blocks,
+        update=settings.sampling.update,
+        timesteps=settings.sampling.timesteps_of(1),
+        first_timesteps=settings.sampling.timesteps_of(0),
+    )
 
 
 class LongVideo:

@@ -49,9 +49,8 @@ class Schedule:
             for before, after in pairwise(levels):
                 if not before.sigma > after.sigma:
                     raise PackForcingError(
-                        f"Noise levels must fall from step to step, but {1000 * after.told:g} follows "
-                        f"{1000 * before.told:g} (as timesteps of 1000), at the noise levels {after.sigma:.4g} and "
-                        f"{before.sigma:.4g}: leave one of them out."
+                        f"Noise levels must fall from step to step, but {after.sigma:.4g} follows {before.sigma:.4g}: "
+                        "leave one of them out."
                     )
 
     def steps(self, block: int) -> list[Step]:
@@ -143,6 +142,11 @@ def _checked(timesteps: Sequence[float]) -> Sequence[float]:
         check_number("A timestep", timestep)
         if not 0 < timestep <= TIMESTEPS:
             raise PackForcingError(f"A timestep must lie above 0 and at most at {TIMESTEPS}, but one is {timestep:g}.")
+    for before, after in pairwise(timesteps):
+        if not before > after:
+            raise PackForcingError(
+                f"Timesteps must fall from step to step, but {after:g} follows {before:g}: put them in order."
+            )
     return timesteps
 
 

@@ -33,7 +33,7 @@ def video(config: CacheConfig) -> tuple[LongVideo, torch.Tensor]:
     """Eight blocks of random weights, latents [1, 16, 16, 8, 8]."""
     wan = CausalWan(build_wan_modules(SIZES["tiny"], random_state_dict(SIZES["tiny"], 0)))
     text = wan.embed_text(torch.randn((1, 4, 4096), generator=torch.Generator().manual_seed(0)))
-    models = VideoModels(wan, init_vae(8).to(torch.bfloat16), Compressor(2))
+    models = VideoModels(wan, init_vae(8), Compressor(2))
     made = LongVideo(models, text, VideoSettings(Layout(config, SIZE, 2), Sampling(0, 2)))
     return made, torch.cat([block.latents for block in made.blocks(8)], dim=2)
 

@@ -7,7 +7,8 @@ import torch
 from cache_reference import CLEAN, DENOISE, TINY, Raw, Stream, contexts, run_blocks, same_bits, small_layout
 from torch import Tensor
 
-from packforcing.cache.cache import Cache, runs
+from packforcing.cache.cache import Cache
+from packforcing.cache.selection import runs
 from packforcing.config import ModelShape
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from packforcing.cli.generate import load_models
 from packforcing.cli.main import main, parser
+from packforcing.config import CacheConfig, FrameSize
 from packforcing.demo.models import demo_transformer, demo_vae
+from packforcing.files.compressor_file import load_compressor
+from packforcing.generate.long_video import VideoModels, VideoSettings
+from packforcing.generate.prepare import DeviceMemory, planned_run
+from packforcing.generate.sampling import Sampling
+from packforcing.model.compressor import TRAINING_FREE, CompressorChoice
 
 LAYER = "blocks.1.ffn.0"
 
@@ -75,3 +81,25 @@ def test_a_lora_that_does_not_fit_is_refused(tmp_path: Path, capsys, lora: dict[
     more = ("--lora", str(tmp_path / "lora.safetensors"), "--output", str(tmp_path / "out.mp4"))
     assert main(options(tmp_path, demo_transformer(), *more)) == 1
     assert told in capsys.readouterr().err
+
+
+def test_a_compressor_out_of_a_checkpoint_makes_other_mid_blocks(tmp_path: Path):
+    """PackForcing-Unofficial's, with blocks of 3 frames: it matters once mid blocks are attended, and not before."""
+    net, widths = {}, (16, 4, 4, 4, 256)
+    for i, place in enumerate((0, 2, 4, 6)):
+        kernel = (1, 1, 1) if place == 6 else (1, 3, 3)
+        net[f"model.pack_compressor.net.{place}.weight"] = torch.randn(widths[i + 1], widths[i], *kernel)
+        net[f"model.pack_compressor.net.{place}.bias"] = torch.randn(widths[i + 1])
+    transformer = {f"model.{name}": tensor for name, tensor in demo_transformer().items()}
+    torch.save({"generator": transformer | net}, tmp_path / "model.pt")
+    config, words = CacheConfig(block_frames=3, sink_frames=3, recent_frames=3, top_k=1), torch.randn(1, 5, 4096)
+    wan, vae = load_models(parser().parse_args(["generate", "--model", "tiny"]), torch.float32)
+    made = []
+    for choice in (CompressorChoice("model.pt", *load_compressor(tmp_path / "model.pt")), TRAINING_FREE):
+        models = VideoModels(wan, vae, choice.build(3, wan.shape.dim))
+        settings = VideoSettings(choice.layout(config, FrameSize(64, 64)), Sampling(seed=1, steps=2), fps=16.0)
+        video = planned_run(models, settings, 4, DeviceMemory("cpu", None)).video(wan.embed_text(words))
+        made.append([block.latents for block in video.blocks(4)])
+    for block, (own, free) in enumerate(zip(*made, strict=True)):
+        assert own.isfinite().all()
+        assert torch.equal(own, free) == (block < 3)

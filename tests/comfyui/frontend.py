@@ -28,6 +28,9 @@ if (!sessionStorage.getItem('opened')) {
 # The frontend's last step is to load its default workflow.
 _IS_READY = "() => window.app?.extensionManager?.workflow?.activeWorkflow && window.app.graph.nodes.length > 0"
 
+# In frontends of 2025, and of 2026.
+_RUN_BUTTON = "[data-testid=queue-button] button, button[data-testid=queue-button]"
+
 # Dropped on the canvas as a file, like a user's; resolves when the frontend has finished loading it.
 _DROP = """
 ([name, text]) => new Promise((resolve, reject) => {
@@ -49,6 +52,38 @@ _MISSING = """
     .map(node => node.type)
 """
 
+# The plan that the workflow's Cache Config shows, wherever the node is, once it holds all of some words.
+_PLAN = """
+words => {
+    const root = window.app.graph.rootGraph ?? window.app.graph
+    const nodes = [root, ...(root.subgraphs?.values() ?? [])].flatMap(graph => [...graph.nodes])
+    const node = nodes.filter(node => node.type === 'PackForcingCacheConfig').at(-1)
+    const text = node?.widgets.find(widget => widget.name === 'plan')?.element.textContent ?? ''
+    return words.every(word => text.includes(word)) && text
+}
+"""
+
+# What lies at the middle of each node's title and at each output, as a user would point at it: {"what": "where"}.
+_COVERED = """
+() => {
+    const { ds } = window.app.canvas, box = document.querySelector('#graph-canvas').getBoundingClientRect()
+    const covered = []
+    for (const node of window.app.graph.nodes) {
+        const [x, y] = node.pos
+        const spots = { title: [x + 60, y - 15] }
+        for (const [slot, output] of (node.outputs ?? []).entries())
+            spots[output.name] = [x + node.size[0] - 20, y + 14 + 20 * slot]
+        for (const [spot, [left, top]] of Object.entries(spots)) {
+            const at = [box.x + (left + ds.offset[0]) * ds.scale, box.y + (top + ds.offset[1]) * ds.scale]
+            const element = document.elementFromPoint(...at)
+            if (!element?.closest('#graph-canvas, [data-node-id], .dom-widget, [data-testid=transform-pane]'))
+                covered.push(`${node.title} ${spot} ${at.map(Math.round)}: ${element?.outerHTML.slice(0, 200)}`)
+        }
+    }
+    return covered
+}
+"""
+
 _LISTEN = """
 () => {
     window.endedPrompts = {}
@@ -66,12 +101,12 @@ def find_chromium() -> str | None:
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
-def open_frontend(page: Page, url: str) -> None:
-    """Open ComfyUI and wait until it is ready; leave an empty canvas.
+def open_frontend(page: Page, url: str, nodes_2: bool = False) -> None:
+    """Open ComfyUI and wait until it is ready; leave an empty canvas. `nodes_2` asks for the rendering of that name.
 
     The Templates dialog of a very first start never shows: it would come a moment after everything else.
     """
-    page.request.post(f"{url}/settings", data={"Comfy.TutorialCompleted": True})
+    page.request.post(f"{url}/settings", data={"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": nodes_2})
     page.add_init_script(_FRESH_TAB)
     page.goto(url, timeout=OPEN_MS)
     page.wait_for_function(_IS_READY, timeout=OPEN_MS)
@@ -103,6 +138,16 @@ def missing_nodes(page: Page) -> list[str]:
     return page.evaluate(_MISSING)
 
 
+def plan_shown(page: Page, *words: str) -> str:
+    """The plan on the Cache Config, in a subgraph too, once it holds all `words`; fails when it never does."""
+    return page.wait_for_function(_PLAN, arg=list(words), timeout=20_000).json_value()
+
+
+def covered(page: Page) -> list[str]:
+    """Titles and outputs of nodes that something of the page covers, or that lie outside of it."""
+    return page.evaluate(_COVERED)
+
+
 def graph_to_prompt(page: Page) -> dict:
     """The loaded workflow as the frontend would send it: {"workflow": ..., "output": the API prompt}."""
     return page.evaluate("() => window.app.graphToPrompt()")
@@ -112,7 +157,7 @@ def queue_from_page(page: Page, timeout: float = 300) -> dict:
     """Press Run and wait until the run ends: {"status": "success" | "error" | "interrupted", "prompt_id", ...}."""
     page.evaluate(_LISTEN)
     with page.expect_response(lambda r: r.url.endswith("/prompt") and r.request.method == "POST") as sent:
-        page.locator("[data-testid=queue-button] button").first.click()
+        page.locator(_RUN_BUTTON).first.click()
     answer = sent.value
     if not answer.ok:
         raise AssertionError(f"ComfyUI refused the prompt: {answer.text()}")

@@ -461,7 +461,7 @@ REFUSED = [
         "rising timesteps",
         with_timesteps("500, 1000"),
         "PackForcingTimesteps",
-        "Noise levels must fall from step to step, but 1000 follows 833.333 (as timesteps of 1000)",
+        "Timesteps must fall from step to step, but 1000 follows 500: put them in order.",
     ),
     (
         "words for timesteps",

@@ -10,17 +10,20 @@ import pytest
 from comfyui import REPO, Client, workflow_to_prompt
 from frontend import (
     close_dialogs,
+    covered,
     graph_to_prompt,
     load_workflow,
     missing_nodes,
+    plan_shown,
     queue_from_page,
     screenshot,
 )
+from plan_links import check_plan_over_links
 from playwright.sync_api import Page
 
 from packforcing.files.side_by_side import GAP
 
-WORKFLOWS = ("quickstart", "memory", "wan2.1-1.3b")
+WORKFLOWS = sorted(path.stem for path in (REPO / "workflows").glob("*.json"))
 TITLE_HEIGHT = 30  # litegraph's, above a node's position
 
 _SAVED = "() => window.app.graph.serialize()"
@@ -72,10 +75,6 @@ def shown(page: Page, node: str, widget: str, *words: str) -> str:
     return page.wait_for_function(_SHOWS, arg=[node, widget, words], timeout=20_000).json_value()
 
 
-def plan_shown(page: Page, *words: str) -> str:
-    return shown(page, "PackForcingCacheConfig", "plan", *words)
-
-
 def times_shown(page: Page, *words: str) -> str:
     return shown(page, "PackForcingPromptSchedule", "times", *words)
 
@@ -99,21 +98,38 @@ def overlaps(nodes: list[dict]) -> list[tuple[str, str]]:
     ]
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
-def test_a_dropped_workflow_is_whole(page: Page, client: Client, name: str):
-    file = workflow(name)
-    drop(page, name)
-    assert missing_nodes(page) == []
-    loaded = page.evaluate(_SAVED)
-    assert {node["id"]: node["type"] for node in loaded["nodes"]} == {n["id"]: n["type"] for n in file["nodes"]}
-    assert sorted(loaded["links"]) == sorted(file["links"])
-    sockets = [slot for node in loaded["nodes"] for slot in node.get("inputs", []) if slot["link"] is not None]
-    assert len(sockets) == len(file["links"])
-    # Nothing slipped from one widget to the next, and what the nodes show on themselves is not saved.
-    for node, saved in zip(by_id(loaded), by_id(file), strict=True):
-        assert node.get("widgets_values", []) == saved["widgets_values"]
-    assert graph_to_prompt(page)["output"] == workflow_to_prompt(file, client.object_info())
-    assert overlaps(loaded["nodes"]) == []
+def test_every_dropped_workflow_is_whole(page: Page, client: Client):
+    for name in WORKFLOWS:
+        file = workflow(name)
+        drop(page, name)
+        assert missing_nodes(page) == [], name
+        loaded = page.evaluate(_SAVED)
+        types = {node["id"]: node["type"] for node in file["nodes"]}
+        assert {node["id"]: node["type"] for node in loaded["nodes"]} == types, name
+        assert sorted(loaded["links"]) == sorted(file["links"]), name
+        sockets = [slot for node in loaded["nodes"] for slot in node.get("inputs", []) if slot["link"] is not None]
+        assert len(sockets) == len(file["links"]), name
+        # Nothing slipped from one widget to the next, and what the nodes show on themselves is not saved.
+        for node, saved in zip(by_id(loaded), by_id(file), strict=True):
+            assert node.get("widgets_values", [])[: len(saved["widgets_values"])] == saved["widgets_values"], name
+        assert graph_to_prompt(page)["output"] == workflow_to_prompt(file, client.object_info()), name
+        assert overlaps(loaded["nodes"]) == [], name
+        assert covered(page) == [], name
+
+
+def test_the_last_releases_workflows_still_load(page: Page, client: Client):
+    """Their nodes had fewer inputs; those that are newer take their defaults."""
+    old = sorted((REPO / "tests" / "data" / "workflows-0.1").glob("*.json"))
+    for file in (*old, REPO / "tests" / "references" / "quickstart-0.1.json"):
+        load_workflow(page, file)
+        close_dialogs(page)
+        assert missing_nodes(page) == [], file.name
+        saved = json.loads(file.read_text())
+        for node, before in zip(by_id(page.evaluate(_SAVED)), by_id(saved), strict=True):
+            values = before["widgets_values"]
+            assert node.get("widgets_values", [])[: len(values)] == values, file.name
+        assert graph_to_prompt(page)["output"] == workflow_to_prompt(saved, client.object_info()), file.name
+    assert len(old) == 3
 
 
 def by_id(graph: dict) -> list[dict]:
@@ -130,7 +146,16 @@ def test_every_file_that_a_workflow_needs_is_named_with_its_address(name: str):
         assert model["url"].startswith("https://huggingface.co/")
         assert model["url"].endswith(f"/{model['name']}")
         assert model["directory"] in ("diffusion_models", "text_encoders", "vae")
-    assert len(loaders) == {"quickstart": 0, "memory": 0, "wan2.1-1.3b": 3}[name]
+    assert len(loaders) == (0 if name in ("quickstart", "memory") else 3)
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_file_that_the_page_does_not_download_is_linked_in_the_note(name: str):
+    nodes = workflow(name)["nodes"]
+    [note] = [node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote"]
+    for model in (model for node in nodes for model in node["properties"].get("models", [])):
+        if not model["name"].endswith(".safetensors"):
+            assert f"({model['url'].replace('/resolve/', '/blob/')})" in note
 
 
 def test_the_memory_workflow_is_the_quick_start_with_and_without_mid_blocks():
@@ -147,9 +172,10 @@ def test_the_memory_workflow_is_the_quick_start_with_and_without_mid_blocks():
 
 def test_the_cache_config_shows_its_plan_live(page: Page):
     drop(page, "wan2.1-1.3b")
-    plan_shown(page, "832x480", "80 blocks, 240 latent frames, wan2.1-1.3b", "4,680 tokens", "full cache")
+    plan_shown(page, "832x480", "160 blocks, 480 latent frames, wan2.1-1.3b", "4,680 tokens", "full cache")
+    set_widget(page, "PackForcingSampler", seconds=60)
+    plan_shown(page, "80 blocks")
     set_widget(page, "PackForcingSampler", seconds=120)
-    plan_shown(page, "160 blocks")
     set_widget(page, "PackForcingCacheConfig", block_frames=4)
     plan_shown(page, "sink_frames must be whole blocks of 4 latent frames, but it is 6: set it to 4 or 8.")
     set_widget(page, "PackForcingCacheConfig", sink_frames=8, recent_frames=4)
@@ -175,10 +201,9 @@ def test_the_prompt_schedule_shows_live_when_its_prompts_start(page: Page):
     times_shown(page, "Line 2 of the story, 'later b', must begin with a time")
 
 
-def test_the_plan_knows_the_connected_model(page: Page):
+def test_the_plan_follows_links_and_says_what_it_assumes(page: Page):
     drop(page, "quickstart")
-    text = plan_shown(page, "40 blocks, 160 latent frames, tiny", "128x128")
-    assert "3.28 MB of KV" in text
+    check_plan_over_links(page)
 
 
 @pytest.mark.parametrize(("name", "joined"), [("quickstart", 1), ("memory", 2)])
@@ -204,19 +229,6 @@ def test_a_run_from_the_page_shows_report_picture_and_video(
     # The previews have made their nodes grow, and still nothing is covered.
     assert overlaps(page.evaluate(_SAVED)["nodes"]) == []
     assert screenshot(page, tmp_path / f"{name}.png").stat().st_size > 100_000
-
-
-def test_the_first_quickstart_still_loads(page: Page, client: Client):
-    """Its file was saved before two nodes had their last two widgets, which take their defaults."""
-    old = REPO / "tests" / "references" / "quickstart-0.1.json"
-    load_workflow(page, old)
-    close_dialogs(page)
-    assert missing_nodes(page) == []
-    saved = by_id(json.loads(old.read_text()))
-    for node, before in zip(by_id(page.evaluate(_SAVED)), saved, strict=True):
-        added = {"PackForcingSampler": ["keep", 2], "PackForcingCacheInspector": ["overview", ""]}
-        assert node.get("widgets_values", []) == before["widgets_values"] + added.get(node["type"], [])
-    assert graph_to_prompt(page)["output"] == workflow_to_prompt(json.loads(old.read_text()), client.object_info())
 
 
 @pytest.mark.parametrize(

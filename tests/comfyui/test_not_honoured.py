@@ -192,15 +192,18 @@ def test_a_run_tells_all_in_the_log_and_on_the_node(server: Server, client: Clie
     before = len(server.log)
     result = client.run(prompt.nodes)
     assert torch.equal(saved_latent(server, result, saved), plain)  # they do nothing, as is said:
-    [shown] = result.of_type("progress_text")
+    shown, *blocks = result.of_type("progress_text")
     sentences = shown.data["text"].splitlines()
     assert shown.data["node"] == sampler.id
     assert len(sentences) == 8
+    assert len(blocks) >= 2
+    assert all(block.data["text"].splitlines()[1:] == sentences for block in blocks)  # below speed and time left
     assert all(server.log[before:].count(f"PackForcing: {sentence}") == 1 for sentence in sentences)
 
     prompt.nodes[sampler.id]["inputs"] |= {"model": demo[0], "positive": words, "seed": 2}
-    [cleared] = client.run(prompt.nodes).raise_for_status().of_type("progress_text")
+    cleared, *blocks = client.run(prompt.nodes).raise_for_status().of_type("progress_text")
     assert cleared.data == {"node": sampler.id, "text": ""}
+    assert all(len(block.data["text"].splitlines()) == 1 for block in blocks)
 
 
 def test_a_start_image_is_refused_before_the_run(server: Server, client: Client):

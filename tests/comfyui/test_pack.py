@@ -196,6 +196,8 @@ def test_a_preview_comes_for_every_block(quickstart: Quickstart):
     for preview in previews:
         with Image.open(io.BytesIO(preview.image)) as picture:
             assert picture.width / picture.height == pytest.approx(WIDTH / HEIGHT, rel=0.01)
+            assert picture.format == "WEBP"
+            assert picture.n_frames > 1  # it moves
 
 
 def test_the_video_has_exactly_the_frames_size_and_rate_that_were_asked_for(quickstart: Quickstart):

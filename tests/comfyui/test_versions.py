@@ -32,6 +32,11 @@ def adapter(pack: ModuleType) -> ModuleType:
 
 
 @pytest.fixture(scope="module")
+def progress(pack: ModuleType) -> ModuleType:
+    return importlib.import_module(f"{pack.__name__}.nodes.progress")
+
+
+@pytest.fixture(scope="module")
 def version(pack: ModuleType) -> ModuleType:
     return importlib.import_module(f"{pack.__name__}.nodes.version")
 
@@ -138,22 +143,24 @@ def test_memory_that_the_user_keeps_free_is_not_planned_with(adapter: ModuleType
 
 @pytest.mark.parametrize(("chosen", "shown"), [(None, True), ("default", True), ("auto", True), ("none", False)])
 def test_previews_that_the_user_turned_off_for_a_prompt_are_not_made(
-    adapter: ModuleType, monkeypatch: pytest.MonkeyPatch, chosen: str | None, shown: bool
+    adapter: ModuleType, progress: ModuleType, monkeypatch: pytest.MonkeyPatch, chosen: str | None, shown: bool
 ):
     """Comfy-Org/ComfyUI 0.5.0 and later, execution.py: `extra_data["preview_method"]` of the prompt that runs."""
     extra_data = {} if chosen is None else {"preview_method": chosen}
     queue = SimpleNamespace(currently_running={0: (1, "id", {}, extra_data, [])})
     server = SimpleNamespace(instance=SimpleNamespace(prompt_queue=queue))
     monkeypatch.setattr(adapter, "PromptServer", server)
-    picture = adapter.preview(torch.zeros(1, 16, 1, 8, 8), None)
+    picture = progress.preview(torch.zeros(1, 16, 1, 8, 8), None)
     assert (picture is not None) == shown
 
 
-def test_a_program_may_call_the_nodes_without_a_server(adapter: ModuleType, monkeypatch: pytest.MonkeyPatch):
+def test_a_program_may_call_the_nodes_without_a_server(
+    adapter: ModuleType, progress: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(adapter, "PromptServer", SimpleNamespace())
     monkeypatch.setattr(adapter, "get_executing_context", lambda: None)
     adapter.show_on_node("nobody sees this")
-    assert adapter.preview(torch.zeros(1, 16, 1, 8, 8), None) is not None
+    assert progress.preview(torch.zeros(1, 16, 1, 8, 8), None) is not None
 
 
 # --- the demo's CLIP -------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ BLOCKS = 30
 @pytest.fixture(scope="module")
 def models() -> VideoModels:
     wan = CausalWan(build_wan_modules(SIZES["tiny"], random_state_dict(SIZES["tiny"], 0)), sdpa)
-    return VideoModels(wan, init_vae(8).to(torch.bfloat16).requires_grad_(False), Compressor(2))
+    return VideoModels(wan, init_vae(8).requires_grad_(False), Compressor(2))
 
 
 def settings(overlap: bool = True) -> VideoSettings:
@@ -35,7 +35,7 @@ def settings(overlap: bool = True) -> VideoSettings:
 
 
 def test_the_demand_is_that_of_the_models(models: VideoModels) -> None:
-    with_vae = MemoryDemand(SIZES["tiny"].shape, 4, LAYOUT, BLOCKS, DecoderMemory(dim=8, itemsize=2))
+    with_vae = MemoryDemand(SIZES["tiny"].shape, 4, LAYOUT, BLOCKS, DecoderMemory(dim=8, itemsize=4))
     assert memory_demand(models, LAYOUT, BLOCKS) == with_vae
     assert memory_demand(replace(models, vae=None), LAYOUT, BLOCKS) == replace(with_vae, vae=None)
 

@@ -28,7 +28,7 @@ from packforcing.config import Layout
 from packforcing.errors import PackForcingError
 from packforcing.generate.long_video import Block
 from packforcing.generate.sampling import noise_generator
-from packforcing.generate.schedule import denoising_step, level_pairs
+from packforcing.generate.schedule import denoising_step
 from packforcing.generate.start import (
     Start,
     check_start,
@@ -63,8 +63,8 @@ def by_single_frames(wan, given: torch.Tensor, frames: int, seed: int) -> torch.
         return torch.randn((1, 16, given.shape[2] + frames, *CELLS), generator=generator)[:, :, given.shape[2] :]
 
     x = noise()
-    for sigma, following in level_pairs(SAMPLING.steps, SAMPLING.shift):
-        x = denoising_step(x, wan.denoise(x, sigma, text, cache), sigma, following, "few-step", noise)
+    for step in SAMPLING.steps_of(0):
+        x = denoising_step(x, wan.denoise(x, step.sigma, text, cache), step, "few-step", noise)
     return x
 
 

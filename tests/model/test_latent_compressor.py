@@ -212,7 +212,7 @@ def test_every_block_is_as_written_out(method, kind):
         like = WanModules(sizes).state_dict()
     state = {name: tensor.double() for name, tensor in random_weights(like, seed=7).items()}
     text = seeded(1, TEXT_LENGTH, TEXT_DIM, seed=2).double()
-    wan, frames = CausalWan(build_wan_modules(sizes, state), dtype=torch.float64), method.block_frames
+    wan, frames = CausalWan(build_wan_modules(sizes, state), dtype=torch.float64, text_len=0), method.block_frames
     config = CacheConfig(
         block_frames=frames,
         sink_frames=method.sink_blocks * frames,
