@@ -5,6 +5,7 @@ The mappings are spelt out, not computed, because ComfyUI Manager reads them fro
 
 from .nodes.cache_config import CacheConfigNode, CachePresetNode
 from .nodes.inspector import CacheInspectorNode
+from .nodes.live import LivePromptNode
 from .nodes.loaders import CompressorLoaderNode, DemoModelsNode, ModelLoaderNode
 from .nodes.prompts import ConditioningAtNode, PromptScheduleNode
 from .nodes.sampler import LongVideoSamplerNode
@@ -28,6 +29,7 @@ NODE_CLASS_MAPPINGS = {
     "PackForcingTimesteps": TimestepsNode,
     "PackForcingSaveState": SaveStateNode,
     "PackForcingLoadState": LoadStateNode,
+    "PackForcingLivePrompt": LivePromptNode,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -44,6 +46,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "PackForcingTimesteps": "PackForcing Timesteps",
     "PackForcingSaveState": "PackForcing Save State",
     "PackForcingLoadState": "PackForcing Load State",
+    "PackForcingLivePrompt": "PackForcing Live Prompt",
 }
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]

@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..packforcing.generate.record import CacheRecord
-from ..packforcing.inspector import numbers_json, overview, picture, report
+from ..packforcing.inspector import numbers_json, overview, picture, report, story_of
 from . import types
 from .files import check_output_name, new_output_file
 
@@ -47,6 +47,11 @@ class CacheInspectorNode(io.ComfyNode):
                 io.Image.Output(display_name="picture"),
                 io.String.Output(display_name="json", tooltip="Everything in the record, and what is drawn from it."),
                 types.CacheRecord.Output(display_name="record", tooltip="The record that came in."),
+                io.String.Output(
+                    display_name="story",
+                    tooltip="What was told and said, as text for PackForcing Prompt Schedule: with the same seed and "
+                    "settings it makes the same video.",
+                ),
             ],
             is_output_node=True,
         )
@@ -67,7 +72,7 @@ class CacheInspectorNode(io.ComfyNode):
             path, place = new_output_file(save_json, ".json")
             path.write_text(numbers, encoding="utf-8")
             shown |= {"text": (f"{text}\nsaved in the output folder: {place.label}\n",), "files": (place.as_dict(),)}
-        return io.NodeOutput(text, whole, numbers, record, ui=shown)
+        return io.NodeOutput(text, whole, numbers, record, story_of(record), ui=shown)
 
 
 def _image(drawn: Image.Image) -> torch.Tensor:

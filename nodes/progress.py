@@ -53,6 +53,10 @@ class Progress:
         self._bar.update_absolute(self._done, self._passes)
         self._done += 1
 
+    def more(self, passes: int) -> None:
+        """The run takes more passes than were counted."""
+        self._passes += passes
+
     def show(self, latents: Tensor, frames: Tensor | None) -> None:
         """A block is finished: latents [1, 16, T, h, w], and its frames [1, 3, F, H, W] where there is a VAE."""
         self._bar.update_absolute(min(self._done, self._passes), self._passes, preview(latents, frames))

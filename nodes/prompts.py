@@ -7,9 +7,14 @@ from comfy_api.latest import io
 from ..packforcing.errors import PackForcingError
 from ..packforcing.generate.story import parse_story
 from . import types
-from .conditioning import start_seconds, with_start
+from .conditioning import Conditioning, start_seconds, with_start
 
 EXAMPLE = "0:00 a fox in the snow\n0:20 it starts to rain"
+
+
+def encode_words(clip, words: str) -> Conditioning:
+    """A prompt by a CLIP."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(words))
 
 
 class PromptScheduleNode(io.ComfyNode):
@@ -49,8 +54,7 @@ class PromptScheduleNode(io.ComfyNode):
             raise PackForcingError("The CLIP is empty, as a checkpoint without one gives it: connect a CLIP loader.")
         conditioning = []
         for timed in prompts:
-            encoded = clip.encode_from_tokens_scheduled(clip.tokenize(timed.prompt))
-            conditioning += with_start(encoded, timed.seconds, timed.prompt)
+            conditioning += with_start(encode_words(clip, timed.prompt), timed.seconds, timed.prompt)
         return io.NodeOutput(conditioning)
 
 

@@ -19,6 +19,7 @@ from ..packforcing.generate.plan import plan, plan_text
 from ..packforcing.generate.story import parse_story, story_text, times_text
 from ..packforcing.known_models import KNOWN_MODELS
 from ..packforcing.presets import PRESET_NAMES, preset_named
+from .live import register_live
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +167,8 @@ def register() -> None:
     if server is None:
         log.debug("no server: the nodes show neither plan nor times")
         return
+
+    register_live(server)
 
     @server.routes.get(PLAN_PATH)
     async def plan_route(request: web.Request) -> web.Response:

@@ -26,6 +26,7 @@ from ..packforcing.config import LARGEST_SIDE, CacheConfig, FrameSize, Layout, L
 from ..packforcing.errors import PackForcingError
 from ..packforcing.files.state_file import StatePrompt, VideoState, save_state
 from ..packforcing.files.video import VideoWriter
+from ..packforcing.generate.live import LivePrompts, most_held
 from ..packforcing.generate.long_video import LongVideo, VideoModels, VideoSettings
 from ..packforcing.generate.prepare import DeviceMemory, PlannedRun, planned_run, tune_models
 from ..packforcing.generate.record import CacheRecord
@@ -40,6 +41,7 @@ from . import adapter, types
 from .conditioning import prompts_over_time
 from .files import state_folder, temporary_video
 from .flavours import departing
+from .live import Speaker, Told, hearing
 from .not_honoured import check_no_start_image, not_honoured
 from .progress import Progress
 from .start import StartInputs, check_video_latents, start_of
@@ -170,6 +172,12 @@ class LongVideoSamplerNode(io.ComfyNode):
                     tooltip="The video begins with this one, and goes on from its last frame to the wanted length. A "
                     "VIDEO, or a batch of images at the sampler's fps. Needs the VAE.",
                 ),
+                types.LivePrompt.Input(
+                    "live_prompt",
+                    optional=True,
+                    tooltip="From PackForcing Live Prompt: what is said there while the video is made rules from the "
+                    "next block on.",
+                ),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent"),
@@ -220,6 +228,7 @@ class LongVideoSamplerNode(io.ComfyNode):
         state: VideoState | None = None,
         start_image=None,
         start_video=None,
+        live_prompt: Speaker | None = None,
     ) -> io.NodeOutput:
         sampling = Sampling(seed, steps, shift, update, schedule_given(schedule))
         size, blocks = video_size(cache_config, width, height, seconds, fps, latent)
@@ -237,7 +246,8 @@ class LongVideoSamplerNode(io.ComfyNode):
 
         weights = sum(patcher.model_size() for patcher in patchers)
         memory = DeviceMemory(str(wan.device), adapter.device_memory(wan.device), movable=weights)
-        planned = planned_run(models, settings, blocks, memory, len(prompts))
+        said = 0 if live_prompt is None else min(blocks, most_held(prompt_switch, blend_blocks))
+        planned = planned_run(models, settings, blocks, memory, len(prompts) + said)
         with out_of_memory_told(planned):
             adapter.load_models(patchers, planned.needed_bytes)
             tune_models(models, layout, attention=False)  # which is ComfyUI's choice, or the user's
@@ -246,9 +256,21 @@ class LongVideoSamplerNode(io.ComfyNode):
             given = 0 if start is None else start.blocks(cache_config.block_frames)
             progress = Progress(blocks, given, len(sampling.steps_of(1)), again, notes)
             video = planned.video(story, progress.on_step)
-            as_state = partial(state_of, video, prompts)
-            made = run(video, blocks, start, model, progress, as_state)
+            bring_back = partial(load_again, patchers, planned, video)
+            with hearing(live_prompt, video, prompts, blocks, bring_back, progress.more) as told:
+                as_state = partial(state_now, video, told)
+                made = run(video, blocks, start, model, progress, as_state)
         return made.outputs(model, video.record, as_state(made.latents))
+
+
+def state_now(video: LongVideo, told: Told | LivePrompts, latents: Tensor) -> VideoState:
+    """The state of finished latents, under the prompts of which the video has heard by then."""
+    return state_of(video, told.prompts, latents)
+
+
+def load_again(patchers: list[ModelPatcher], planned: PlannedRun, video: LongVideo) -> None:
+    """Loads the models again in the midst of a run, which holds a part of what it needs by then."""
+    adapter.load_models(patchers, max(0, planned.needed_bytes - video.cache.allocated_bytes))
 
 
 def all_prompts(

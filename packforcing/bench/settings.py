@@ -20,7 +20,7 @@ from ..config import (
     default_temporal_stride,
 )
 from ..errors import PackForcingError
-from ..generate.long_video import Sampling
+from ..generate.sampling import Sampling
 from ..known_models import KNOWN_MODELS
 from ..model.load import check_speed
 from ..model.wan_modules import SIZES, WanSizes

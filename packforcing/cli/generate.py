@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,19 +32,21 @@ from ..files.lora import given_lora, with_loras
 from ..files.state_file import StatePrompt, VideoState, save_state
 from ..files.weights import read_state_dict
 from ..flavours import NO_FLAVOUR, Flavour
+from ..generate.live import most_held
 from ..generate.long_video import Block, LongVideo, VideoModels, VideoSettings
 from ..generate.prepare import DeviceMemory, planned_run, tune_models
 from ..generate.sampling import Sampling
 from ..generate.side_stream import overlap_wanted
 from ..generate.start import Start, check_start, started_blocks
 from ..generate.state import check_fits, prompts_after, state_of, story_from
-from ..inspector import numbers_json, picture, report
+from ..inspector import numbers_json, picture, report, story_of
 from ..known_models import KNOWN_MODELS, SIZES, TINY
 from ..model.causal_wan import CausalWan
 from ..model.compressor import TRAINING_FREE, CompressorChoice
 from ..model.load import check_speed, load_wan_modules, make_causal_wan
 from ..model.vae import WanVAE, denormalise, load_vae
 from ..model.wan_modules import build_wan_modules
+from .live import add_live_option, check_live, listening
 from .options import Commands, add_speed_options
 from .prompts import Prompts, add_prompt_options, prompts_of
 from .sampling import add_sampling_options, chosen_flavour, requested_sampling, tell_flavour
@@ -62,6 +64,7 @@ def add_command(commands: Commands) -> None:
     command = commands.add_parser("generate", help="make a video")
     add_model_options(command)
     add_prompt_options(command)
+    add_live_option(command)
     add_video_options(command, width=None, height=None, seconds=10.0)
     add_cache_options(command)
     add_sampling_options(command)
@@ -137,6 +140,7 @@ def requested(options: argparse.Namespace) -> Request:
     if not options.vae and options.model != TINY:
         raise PackForcingError("A video file needs the Wan 2.1 VAE: give --vae FILE.")
     device = usable_device(options.device)
+    check_live(options)
     prompts = prompts_of(options, length, device)
     check_speed(device, options.linear_dtype, options.compile)
     check_folder(options.report, "report")
@@ -190,7 +194,8 @@ def prepared(options: argparse.Namespace, request: Request) -> Prepared:
     overlap = overlap_wanted(options.overlap, device)
     settings = VideoSettings(layout, request.sampling, options.fps, overlap=overlap)
     memory = DeviceMemory(str(device), memory_of(device))
-    planned = planned_run(models, settings, request.length.blocks, memory, len(told))
+    said = most_held(request.prompts.switch, request.prompts.blend_blocks) if options.live else 0
+    planned = planned_run(models, settings, request.length.blocks, memory, len(told) + said)
     tune_models(models, layout, compiled=options.compile)
     story = story_from(told, wan.embed_text, request.prompts.switch, request.prompts.blend_blocks)
     return Prepared(planned.video(story), told)
@@ -203,7 +208,7 @@ def run(options: argparse.Namespace) -> None:
     """Makes the video file, and says what came of it."""
     request = requested(options)
     size = request.layout.size
-    comment = request.prompts.comment
+    comment = "" if options.live else request.prompts.comment  # what will be said is not known yet
     tags = {"comment": comment} if comment else {}
     from ..files.video import VideoWriter  # needs av, which `plan` and `bench` can do without
 
@@ -215,6 +220,7 @@ def run(options: argparse.Namespace) -> None:
         video = ready.video
         tell_flavour(request.flavour, request.sampling, request.layout.config)
         video.on_step = heard.on_step
+        live = listening(options, video, ready.told, request.device) if options.live else None
         start = time.perf_counter()
         latents: list[torch.Tensor] = []
         try:
@@ -224,7 +230,8 @@ def run(options: argparse.Namespace) -> None:
         finally:
             heard.making = False
             if latents:
-                keep(options, request, ready, torch.cat(latents, dim=2))
+                told = ready.told if live is None else live.prompts
+                keep(options, request, replace(ready, told=told), torch.cat(latents, dim=2))
     elapsed = time.perf_counter() - start
 
     summary: dict[str, Any] = {
@@ -238,7 +245,10 @@ def run(options: argparse.Namespace) -> None:
         "context_tokens": request.layout.context_tokens,
         "flavour": request.flavour.name if request.flavour else NO_FLAVOUR,
     }
-    print(json.dumps(summary) if options.json else f"{report(video.record)}\n\nwritten: {options.output}")
+    story = story_of(video.record)
+    again = f"\nthe story, as --story FILE makes it again:\n{story}" if options.live else ""
+    summary |= {"story": story} if options.live else {}
+    print(json.dumps(summary) if options.json else f"{report(video.record)}\n\nwritten: {options.output}{again}")
 
 
 def written_blocks(video: LongVideo, request: Request, writer: VideoWriter, start: float) -> Iterator[Block]:

@@ -19,7 +19,7 @@ import torch
 from ..command_options import frame_size
 from ..demo.models import SAMPLING
 from ..errors import PackForcingError
-from ..generate.long_video import Sampling
+from ..generate.sampling import Sampling
 from ..generate.schedule import UPDATES
 from .models import DTYPES, Models, Sources, load
 from .plots import quality_over_time

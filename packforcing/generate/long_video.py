@@ -34,7 +34,7 @@ from .sampling import Sampling, noise_generator
 from .schedule import denoising_step
 from .side_stream import SideStream
 from .stopwatch import Stopwatch
-from .story import Story, as_story
+from .story import Story, Stretch, as_story
 from .video_models import VideoModels as VideoModels
 from .video_models import check_complete
 
@@ -82,6 +82,10 @@ def no_callback(block: int, step: int) -> None:
     """The default `on_step`."""
 
 
+def no_listener(block: int) -> None:
+    """The default `on_block`."""
+
+
 def new_record(models: VideoModels, settings: VideoSettings, story: Story) -> CacheRecord:
     """The record of a run that has made no block yet."""
     wan, layout = models.wan, settings.layout
@@ -97,6 +101,7 @@ def new_record(models: VideoModels, settings: VideoSettings, story: Story) -> Ca
         device=str(wan.device),
         prompts=[PromptRecord(stretch.start, stretch.prompt) for stretch in story.stretches],
         prompt_switch=story.switch,
+        blend_blocks=story.blend_blocks,
         update=settings.sampling.update,
         timesteps=settings.sampling.timesteps_of(1),
         first_timesteps=settings.sampling.timesteps_of(0),
@@ -116,6 +121,10 @@ class LongVideo:
         settings: partitions, sizes, denoising and decoding.
         on_step: called as on_step(block, step) before each model pass (the clean pass, and each refreshed block's, has
             step = that block's number of steps); an exception that it raises ends the run.
+
+    Attributes:
+        on_block: called as on_block(block) before a block is begun that will be denoised. It may call `tell`; an
+            exception that it raises ends the run.
 
     Raises PackForcingError when something is missing, before anything is computed.
     """
@@ -140,6 +149,7 @@ class LongVideo:
         if vae is not None and (settings.decode or config.top_k):
             self.decoder = StreamingDecoder(vae, settings.decode_frames)
         self.on_step = on_step
+        self.on_block: Callable[[int], None] = no_listener
         self._side = SideStream(wan.device) if settings.overlap and self.decoder is not None else None
         self._deferred = self._side is not None and config.can_defer
         kind = DeferredCache if self._deferred else Cache
@@ -186,6 +196,24 @@ class LongVideo:
         blocks = latents.split(self.layout.config.block_frames, dim=2)
         yield from self._each(blocks, selected)
 
+    def tell(self, text: TextKV, prompt: str = "") -> None:
+        """Lets another prompt rule from the next block to make on; `prompt` is its words, for the record.
+
+        The video becomes that of the story with this prompt in it, to the bit. For `on_block`, or between blocks.
+        Prompts that no pass needs any more are let go, so memory does not grow with what is told.
+        """
+        block = len(self.record.blocks)
+        # The clean pass of the block before may be to come, and in it the compressed form of the one before that.
+        self.story = self.story.since(block - 2).then(Stretch(block, text, prompt))
+        told = (each for each in self.record.prompts if each.start != block)
+        self.record.prompts = sorted((*told, PromptRecord(block, prompt)), key=lambda each: each.start)
+
+    def finish_decoding(self) -> None:
+        """Waits until no block is being decoded, for a caller that moves weights."""
+        for made in self._unfinished:
+            with self._stopwatch.stretch(self.record.blocks[made.index].seconds, "wait"):
+                made.frames()
+
     def _each(
         self, given: Sequence[Tensor | None], selected: Sequence[Selected | None] | None = None
     ) -> Iterator[Block]:
@@ -217,6 +245,8 @@ class LongVideo:
         """Makes a block, or takes it as given."""
         self._clean_pass()
         index = len(self.record.blocks)
+        if given is None:
+            self.on_block(index)
         if self.cache.block < index:  # else a run that was stopped within this block goes on
             self.cache.begin(index)
         record = BlockRecord(index, selected=[])

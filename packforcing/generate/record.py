@@ -80,6 +80,7 @@ class CacheRecord:
     blocks: list[BlockRecord] = field(default_factory=list)
     prompts: list[PromptRecord] = field(default_factory=list)  # one a stretch; a run without a story has one, too
     prompt_switch: str = "keep"  # what happens to the history where the prompt changes (`story.SWITCHES`)
+    blend_blocks: int = 0  # over how many blocks "blend" goes; 0 in records from before it was kept
     update: str = ""  # how a denoising step is made (`schedule.UPDATES`); "" in records from before it was kept
     timesteps: list[float] = field(default_factory=list)  # what the model is told in each step of a block, of 1000
     first_timesteps: list[float] = field(default_factory=list)  # likewise in the video's first block

@@ -131,7 +131,7 @@ def prompts_after(
             f"The state's story was made with the prompt switch {made}, but this run has {now}: set it as it was."
         )
     ruling = [prompt for prompt in prompts if prompt.start <= state.blocks][-1]
-    there = [] if _same(ruling.context, before[-1].context) else [replace(ruling, start=state.blocks)]
+    there = [] if same_context(ruling.context, before[-1].context) else [replace(ruling, start=state.blocks)]
     return (*before, *there, *(prompt for prompt in prompts if prompt.start > state.blocks))
 
 
@@ -139,7 +139,8 @@ def _told(switch: str, blend_blocks: int) -> str:
     return f"{switch} over {blend_blocks} blocks" if switch == "blend" else switch
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def same_context(one: Tensor, other: Tensor) -> bool:
+    """Whether two encoded prompts are the same, to the bit."""
     return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from ..checks import check_whole, shown
@@ -80,6 +80,20 @@ class Story:
     def refreshes(self, block: int) -> bool:
         """Whether the recent blocks are computed again before this block is made."""
         return self.switch == "refresh" and any(stretch.start == block for stretch in self.stretches[1:])
+
+    def then(self, stretch: Stretch) -> Story:
+        """The story with a further stretch, in place of one that starts with the same block. Later ones still come."""
+        others = (each for each in self.stretches if each.start != stretch.start)
+        return replace(self, stretches=tuple(sorted((*others, stretch), key=lambda each: each.start)))
+
+    def since(self, block: int) -> Story:
+        """What is left of the story for that block and those after it: `text` gives them the same prompts.
+
+        Prompts that none of them sees are left out. The first one that is left starts at block 0, as a story's must.
+        """
+        ruled = block - (self.blend_blocks if self.switch == "blend" else 0)  # a stretch from there on rules alone
+        first = max((i for i, stretch in enumerate(self.stretches) if stretch.start <= ruled), default=0)
+        return replace(self, stretches=(replace(self.stretches[first], start=0), *self.stretches[first + 1 :]))
 
 
 def check_switch(switch: str, blend_blocks: int) -> None:

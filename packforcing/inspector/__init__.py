@@ -5,6 +5,7 @@ from .facts import selection_facts, token_counts
 from .numbers import numbers, numbers_json
 from .picture import cell_box, overview, overview_boxes, panel_boxes, picture
 from .report import report
+from .story_report import story_of
 
 __all__ = [
     "COLOURS",
@@ -19,5 +20,6 @@ __all__ = [
     "picture",
     "report",
     "selection_facts",
+    "story_of",
     "token_counts",
 ]

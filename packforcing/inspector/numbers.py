@@ -12,6 +12,7 @@ from ..generate.record import STAGES, CacheRecord
 from .ages import ages, choices
 from .facts import SelectionFacts, frames_made, loop_seconds, model_bytes_per_value, selection_facts, token_counts
 from .returns import Return, returns
+from .story_report import story_of
 
 
 def numbers(record: CacheRecord) -> dict[str, Any]:
@@ -36,6 +37,7 @@ def _summary(record: CacheRecord) -> dict[str, Any]:
         "selection": _selection(selection_facts(record)),
         "ages": _ages(record),
         "seconds": _seconds(record),
+        "story": story_of(record),
         "returns": [_return(found) for found in returns(record)],
     }
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..generate.record import CacheRecord
+from ..generate.story import TimedPrompt, block_seconds, story_text
 from .facts import clock, counted
 from .returns import Return, returns, runs, stretches
 
@@ -23,8 +24,27 @@ def story_report(record: CacheRecord) -> str:
         return ""
     prompts = counted(len({stretch.number for stretch in story}), "prompt")
     counts = f"{len(story):,} stretches of {prompts}, {counted(len(found), 'return')}"
-    heading = f"Story: {counts}; the history at a switch: {record.prompt_switch}"
+    over = f" over {counted(record.blend_blocks, 'block')}" if _blend_known(record) else ""
+    heading = f"Story: {counts}; the history at a switch: {record.prompt_switch}{over}"
     return "\n".join([heading, *(_return_line(record, each) for each in found[:MOST_RETURNS]), *_last_line(found)])
+
+
+def _blend_known(record: CacheRecord) -> bool:
+    return record.prompt_switch == "blend" and record.blend_blocks > 0
+
+
+def story_of(record: CacheRecord) -> str:
+    """The story that a record tells, as the text of which `story.parse_story` makes it again: block for block.
+
+    With the same seed and settings it makes the same video. A prompt whose words the record does not know leaves a line
+    that is a comment.
+    """
+    lines = []
+    for prompt in record.prompts:
+        seconds = block_seconds(prompt.start, record.fps, record.config.block_frames)
+        line = story_text([TimedPrompt(seconds, prompt.prompt)])
+        lines.append(line if prompt.prompt.strip() else f"# {line.strip()} (words not known: write them here)")
+    return "\n".join(lines)
 
 
 def number_list(numbers: Iterable[int]) -> str:

@@ -16,7 +16,7 @@ from ..devices import fast_dtype
 from ..errors import PackForcingError
 from ..files.encoded_prompts import read_prompts
 from ..files.weights import read_state_dict
-from ..generate.long_video import Sampling
+from ..generate.sampling import Sampling
 from ..generate.schedule import UPDATES
 from ..known_models import KNOWN_MODELS, TINY
 from ..model.attention import training_attention

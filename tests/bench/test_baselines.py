@@ -23,7 +23,7 @@ from packforcing.bench.baselines import (
 )
 from packforcing.cache.cache import Cache
 from packforcing.config import CacheConfig, FrameSize, Layout
-from packforcing.generate.long_video import Sampling
+from packforcing.generate.sampling import Sampling
 from packforcing.model.causal_wan import CausalWan, TextKV
 from packforcing.model.wan_modules import WanSizes, build_wan_modules, random_state_dict
 

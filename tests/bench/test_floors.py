@@ -15,7 +15,7 @@ from packforcing.bench.rates import Rates, best_of, measure_rates
 from packforcing.bench.work import PassWork, Work, Workload, attended_tokens, clean_work, denoise_work, vae_flop
 from packforcing.cache.cache import Cache
 from packforcing.config import CacheConfig, FrameSize, Layout
-from packforcing.generate.long_video import Sampling
+from packforcing.generate.sampling import Sampling
 from packforcing.model.causal_wan import CausalWan
 from packforcing.model.compressor import lr_latents
 from packforcing.model.vae import StreamingDecoder, init_vae

@@ -51,6 +51,7 @@ NODES = {
     "PackForcingTimesteps",
     "PackForcingSaveState",
     "PackForcingLoadState",
+    "PackForcingLivePrompt",
 }
 INSPECTOR = "PackForcingCacheInspector"
 WORKFLOWS = sorted(path.stem for path in (REPO / "workflows").glob("*.json"))

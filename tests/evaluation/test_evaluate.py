@@ -29,7 +29,7 @@ from packforcing.evaluation.processes import made
 from packforcing.evaluation.runs import MEASURES, Result, Run, Settings, fingerprint, make, make_video, measure
 from packforcing.evaluation.summary import compared, statistics, summarise, table
 from packforcing.files.compressor_file import CompressorMetadata, save_compressor
-from packforcing.generate.long_video import Sampling
+from packforcing.generate.sampling import Sampling
 from packforcing.model.compressor import HRBranch
 from packforcing.world.captions import parse
 from packforcing.world.drawing import render_uint8

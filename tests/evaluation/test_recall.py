@@ -46,8 +46,8 @@ from packforcing.evaluation.recall_runs import (
 )
 from packforcing.evaluation.recall_summary import compared_recall, jackknife, recall_table, summarise_recall
 from packforcing.evaluation.summary import statistics
-from packforcing.generate.long_video import Sampling
 from packforcing.generate.record import BlockRecord, CacheRecord, PromptRecord
+from packforcing.generate.sampling import Sampling
 from packforcing.pixels import to_uint8
 from packforcing.world.places import Tour
 

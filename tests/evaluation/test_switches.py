@@ -24,7 +24,7 @@ from packforcing.evaluation.switches import (
     measured,
     twin,
 )
-from packforcing.generate.long_video import Sampling
+from packforcing.generate.sampling import Sampling
 from packforcing.generate.story import SWITCHES
 from packforcing.world.captions import parse
 from packforcing.world.drawing import render_uint8

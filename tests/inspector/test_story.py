@@ -9,7 +9,8 @@ from PIL import Image, ImageFont
 from packforcing import lettering
 from packforcing.config import CacheConfig, FrameSize, ModelShape
 from packforcing.generate.record import BlockRecord, CacheRecord, PromptRecord
-from packforcing.inspector import COLOURS, STORED, cell_box, mid_colour, picture, report
+from packforcing.generate.story import parse_story, start_block
+from packforcing.inspector import COLOURS, STORED, cell_box, mid_colour, numbers, picture, report, story_of
 from packforcing.inspector.canvas import Fonts
 from packforcing.inspector.colours import BACKGROUND, PROMPTS, prompt_colour
 from packforcing.inspector.facts import clock
@@ -352,3 +353,32 @@ def test_the_clock():
     ]
     record.config = CacheConfig(block_frames=1, sink_frames=2, recent_frames=1)
     assert [clock(record, block) for block in (0, 1, 2, 241)] == ["0:00.0", "0:00.1", "0:00.3", "1:00.1"]
+
+
+# --- the story as text ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fps", [1.0, 7.3, 16.0, 23.976, 120.0])
+@pytest.mark.parametrize("block_frames", [1, 3, 4])
+def test_a_records_story_is_read_again_block_for_block(fps, block_frames):
+    starts = [0, 1, 2, 7, 100, 9_999]
+    record = make_record(0, starts, [f"scene {start}: # a {{b|c}} // d" for start in starts])
+    record.fps, record.config = fps, CacheConfig(block_frames, block_frames, block_frames, top_k=0)
+    record.temporal_stride = 1
+    told = parse_story(story_of(record))
+    assert [start_block(prompt.seconds, fps, block_frames) for prompt in told] == starts
+    assert [prompt.prompt for prompt in told] == [prompt.prompt for prompt in record.prompts]
+    assert numbers(record)["summary"]["story"] == story_of(record)
+
+
+def test_words_that_a_record_does_not_know_are_left_to_the_reader():
+    lines = story_of(make_record(9, [0, 4], ["", "it rains"])).splitlines()
+    assert lines == ["# 0:00 (words not known: write them here)", "0:03.812 it rains"]
+
+
+def test_the_report_says_over_how_many_blocks_prompts_blend():
+    record = make_record(9, [0, 4], ["a", "b"])
+    record.prompt_switch = "blend"
+    assert "at a switch: blend\n" in report(record)  # a record from before that was kept
+    record.blend_blocks = 3
+    assert "at a switch: blend over 3 blocks\n" in report(record)
