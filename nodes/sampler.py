@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy_api.input_impl import VideoFromFile
 from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..packforcing.byte_units import readable_bytes
 from ..packforcing.config import LARGEST_SIDE, CacheConfig, FrameSize, Layout, Length
 from ..packforcing.errors import PackForcingError
-from ..packforcing.files.state_file import StatePrompt, VideoState, save_state
+from ..packforcing.files.state_file import StatePrompt, VideoState
 from ..packforcing.files.video import VideoWriter
 from ..packforcing.generate.live import LivePrompts, most_held
 from ..packforcing.generate.long_video import LongVideo, VideoModels, VideoSettings
@@ -34,23 +28,23 @@ from ..packforcing.generate.sampling import Sampling
 from ..packforcing.generate.schedule import MOST_STEPS, UPDATES
 from ..packforcing.generate.side_stream import CHOICES, overlap_wanted
 from ..packforcing.generate.start import Start, check_start, started_blocks
-from ..packforcing.generate.state import check_fits, encoded_prompts, prompts_after, state_of, story_from
+from ..packforcing.generate.state import check_fits, encoded_prompts, journalled, prompts_after, state_of, story_from
 from ..packforcing.generate.story import SWITCHES, check_switch, refresh_passes
+from ..packforcing.host_memory import available_memory, is_out_of_host_memory
 from ..packforcing.model.compressor import TRAINING_FREE, Compressor, CompressorChoice
 from . import adapter, types
 from .conditioning import prompts_over_time
-from .files import state_folder, temporary_video
 from .flavours import departing
 from .live import Speaker, Told, hearing
 from .not_honoured import check_no_start_image, not_honoured
 from .progress import Progress
+from .run_files import RunFiles, TemporaryVideo
 from .start import StartInputs, check_video_latents, start_of
 from .timesteps import schedule_given
 
 log = logging.getLogger(__name__)
 
 SIDE = "Pixels, a multiple of 16."
-RESCUE_FOLDER = "packforcing_interrupted"
 MOST_LAST_FRAMES = 16
 
 
@@ -245,7 +239,7 @@ class LongVideoSamplerNode(io.ComfyNode):
         settings = VideoSettings(layout, sampling, fps, overlap=overlap_wanted(overlap, wan.device))
 
         weights = sum(patcher.model_size() for patcher in patchers)
-        memory = DeviceMemory(str(wan.device), adapter.device_memory(wan.device), movable=weights)
+        memory = DeviceMemory(str(wan.device), adapter.device_memory(wan.device), weights, available_memory())
         said = 0 if live_prompt is None else min(blocks, most_held(prompt_switch, blend_blocks))
         planned = planned_run(models, settings, blocks, memory, len(prompts) + said)
         with out_of_memory_told(planned):
@@ -258,14 +252,8 @@ class LongVideoSamplerNode(io.ComfyNode):
             video = planned.video(story, progress.on_step)
             bring_back = partial(load_again, patchers, planned, video)
             with hearing(live_prompt, video, prompts, blocks, bring_back, progress.more) as told:
-                as_state = partial(state_now, video, told)
-                made = run(video, blocks, start, model, progress, as_state)
-        return made.outputs(model, video.record, as_state(made.latents))
-
-
-def state_now(video: LongVideo, told: Told | LivePrompts, latents: Tensor) -> VideoState:
-    """The state of finished latents, under the prompts of which the video has heard by then."""
-    return state_of(video, told.prompts, latents)
+                made = run(video, blocks, start, model, progress, told)
+        return made.outputs(model, video.record, state_of(video, told.prompts, made.latents))
 
 
 def load_again(patchers: list[ModelPatcher], planned: PlannedRun, video: LongVideo) -> None:
@@ -324,7 +312,7 @@ def out_of_memory_told(planned: PlannedRun) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not adapter.is_out_of_memory(error):
+        if not (adapter.is_out_of_memory(error) or is_out_of_host_memory(error)):
             raise
         adapter.free_memory()
         size = planned.settings.layout.size
@@ -358,7 +346,7 @@ class Made:
     def outputs(self, model, record: CacheRecord, state: VideoState) -> io.NodeOutput:
         """What the node gives. Only a node that asks for pictures is told that there are none."""
         nothing = ExecutionBlocker("The sampler has no VAE and so no video: connect the Wan 2.1 VAE to it.")
-        video = VideoFromFile(str(self.path)) if self.path else nothing
+        video = TemporaryVideo(self.path) if self.path else nothing
         frames = nothing if self.last_frames is None else self.last_frames
         return io.NodeOutput({"samples": adapter.comfy_samples(model, self.latents)}, video, record, state, frames)
 
@@ -369,62 +357,35 @@ def run(
     start: Start | None,
     model,
     progress: Progress,
-    as_state: Callable[[Tensor], VideoState],
+    told: Told | LivePrompts,
 ) -> Made:
-    """Makes all blocks, and the video's file; `as_state` makes the state of finished latents.
+    """Makes all blocks of a video, and the video's file; `told` has its prompts, those that were said by then included.
 
     When the run ends early (Cancel, out of memory, NaN), what is finished is kept in the output folder.
     """
     size = video.layout.size
-    path: Path | None = None
+    files = RunFiles()
     latents: list[Tensor] = []
     last: Tensor | None = None
     try:
         with contextlib.ExitStack() as stack:
             writer = None
             if video.decoder is not None:
-                path = temporary_video()
-                writer = stack.enter_context(VideoWriter(path, video.record.fps, size.width, size.height))
-            for block in started_blocks(video, start, blocks):
+                writer = stack.enter_context(VideoWriter(files.video, video.record.fps, size.width, size.height))
+            for block in journalled(started_blocks(video, start, blocks), video, lambda: told.prompts, files.journal):
                 if writer is not None:
                     writer.write(block.decoded)
                 latents.append(block.latents.cpu())
                 last = block.frames
                 progress.show(block.latents, block.frames)
     except BaseException:
-        keep_what_is_done(latents, path, model, as_state)
+        made = torch.cat(latents, dim=2) if latents else None
+        files.keep(made, partial(adapter.comfy_samples, model), partial(state_of, video, told.prompts))
         raise
-    return Made(torch.cat(latents, dim=2), path, None if last is None else as_images(last[:, :, -MOST_LAST_FRAMES:]))
+    frames = None if last is None else as_images(last[:, :, -MOST_LAST_FRAMES:])
+    return Made(torch.cat(latents, dim=2), files.finished(), frames)
 
 
 def as_images(frames: Tensor) -> Tensor:
     """Frames [1, 3, F, H, W] in [-1, 1] -> IMAGE [F, H, W, 3] in [0, 1]."""
     return ((frames[0].float() + 1) / 2).clamp(0, 1).permute(1, 2, 3, 0).contiguous().cpu()
-
-
-def keep_what_is_done(
-    latents: list[Tensor], path: Path | None, model, as_state: Callable[[Tensor], VideoState]
-) -> None:
-    """Moves an unfinished run's video to the output folder, and its latents beside it in ComfyUI's .latent format.
-
-    Its state goes where Load State finds it.
-    """
-    if not latents:
-        return
-    folder = Path(folder_paths.get_output_directory()) / RESCUE_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
-    made = torch.cat(latents, dim=2)
-    samples = adapter.comfy_samples(model, made).cpu().contiguous()
-    save_file({"latent_tensor": samples, "latent_format_version_0": torch.tensor([])}, folder / f"{name}.latent")
-    if path is not None and path.exists():
-        shutil.move(path, folder / f"{name}.mp4")
-    state = state_folder() / f"interrupted {name}.safetensors"
-    save_state(state, as_state(made))
-    log.warning(
-        "PackForcing: the run ended early; its %d finished blocks are kept as %s (.latent, .mp4). To go on, connect "
-        "PackForcing Load State with %s.",
-        len(latents),
-        folder / name,
-        state.name,
-    )

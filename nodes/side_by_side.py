@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import comfy.utils
-from comfy_api.input_impl import VideoFromFile
 from comfy_api.latest import io
 
 from ..packforcing.files.side_by_side import Labelled, join_side_by_side
 from . import adapter, types
 from .files import temporary_video
+from .run_files import TemporaryVideo
 
 MOST_VIDEOS = 4
 
@@ -59,4 +59,4 @@ class SideBySideNode(io.ComfyNode):
         finally:
             for file in files:
                 file.unlink(missing_ok=True)
-        return io.NodeOutput(VideoFromFile(str(output)))
+        return io.NodeOutput(TemporaryVideo(output))

@@ -10,7 +10,8 @@ from comfy_api.latest import io, ui
 
 from ..packforcing.checks import shown
 from ..packforcing.errors import PackForcingError
-from ..packforcing.files.state_file import VideoState, load_state, save_state
+from ..packforcing.files.state_file import VideoState, save_state
+from ..packforcing.files.state_journal import UNFINISHED, read_state
 from . import types
 from .files import STATES, state_folder
 from .loaders import check_choice
@@ -30,10 +31,18 @@ def state_files() -> dict[str, Path]:
     found = {
         f"{path.name}{mark}": path
         for mark, folder in folders().items()
-        for path in (folder.glob(f"*{SUFFIX}") if folder.is_dir() else ())
-        if path.is_file()
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if path.name.endswith((SUFFIX, UNFINISHED)) and path.is_file()
     }
-    return dict(sorted(found.items(), key=lambda item: -item[1].stat().st_mtime))
+    return dict(sorted(found.items(), key=lambda item: -written_at(item[1])))
+
+
+def written_at(path: Path) -> float:
+    """Seconds; 0 for a file that is gone by now, as that of a run that ends."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def check_name(name: str) -> None:
@@ -126,4 +135,4 @@ class LoadStateNode(io.ComfyNode):
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         check_file(file)
-        return io.NodeOutput(load_state(state_files()[file]))
+        return io.NodeOutput(read_state(state_files()[file]))

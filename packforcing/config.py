@@ -160,8 +160,11 @@ class CacheConfig:
         for name in ("query_fraction", "head_fraction"):
             if not 0 < getattr(self, name) <= 1:
                 raise PackForcingError(f"{name} must be above 0 and at most 1, but it is {getattr(self, name)}.")
-        if not self.archive_budget_gb >= 0:
-            raise PackForcingError(f"archive_budget_gb cannot be negative, but it is {self.archive_budget_gb}.")
+        if not 0 <= self.archive_budget_gb < float("inf"):
+            raise PackForcingError(
+                f"archive_budget_gb must be a number from 0 up, but it is {self.archive_budget_gb}: set "
+                "archive_device to device for an archive without a limit."
+            )
         smallest = self.sink_frames + self.recent_frames + self.block_frames + (1 if self.top_k else 0)
         if self.position_range and self.position_range < smallest:
             raise PackForcingError(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from .errors import PackForcingError
+from .host_memory import available_memory
 
 
 def usable_device(name: str) -> torch.device:
@@ -21,13 +21,11 @@ def usable_device(name: str) -> torch.device:
 
 
 def memory_of(device: torch.device) -> int | None:
-    """Bytes that this process can use on a device: a GPU's free memory, a machine's whole memory; None if unknown."""
+    """Bytes that this process can still use on a device: of a GPU, or of the machine; None if unknown."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    if device.type == "cpu" and hasattr(os, "sysconf"):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return None
+    return available_memory() if device.type == "cpu" else None
 
 
 def fast_dtype(device: torch.device | str) -> torch.dtype:

@@ -208,6 +208,7 @@ def test_a_block_becomes_mid_unless_it_is_a_sink_or_there_are_no_mids(config: Ca
         ({"archive_device": "disk"}, "'disk'"),
         ({"archive_budget_gb": -0.5}, "-0.5"),
         ({"archive_budget_gb": float("nan")}, "nan"),
+        ({"archive_budget_gb": float("inf")}, "inf: set archive_device to device"),
         ({"query_fraction": 0.0}, "0.0"),
         ({"query_fraction": 1.5}, "1.5"),
         ({"query_fraction": float("nan")}, "nan"),

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from ..byte_units import readable_bytes
+from ..telling import tell
 from .settings import Settings
 
 SLOW_SECONDS = 600  # from here on the estimate is a warning
 
 
 def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    tell(line)
 
 
 def show_progress(done: int, blocks: int) -> None:
-    print(f"\rblock {done} of {blocks}", end="\n" if done == blocks else "", file=sys.stderr, flush=True)
+    tell(f"\rblock {done} of {blocks}", end="\n" if done == blocks else "")
 
 
 def estimate_line(settings: Settings, block_ms: float) -> str:

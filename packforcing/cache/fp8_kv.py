@@ -73,7 +73,10 @@ class Fp8Buffer(KVBuffer):
 
 
 def rounding_error(buffers: list[Fp8Buffer]) -> float:
-    """What rounding takes from keys and values, relative to them: root mean square over the first block; 0 without fp8."""
+    """What rounding takes from keys and values, relative to them: root mean square over the first block.
+
+    0 without buffers.
+    """
     if not buffers:
         return 0.0
     lost, whole = torch.stack([buffer.squares for buffer in buffers]).sum(dim=0).tolist()

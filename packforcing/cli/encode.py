@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from ..devices import usable_device
 from ..errors import PackForcingError
 from ..files.encoded_prompts import EncodedPrompt, encoder_of, read_prompts, write_prompts
 from ..files.weights import SAFETENSORS_SUFFIXES
+from ..telling import tell
 from ..text.encoder import TextEncoder
 from .options import Commands
 from .text import add_text_encoder_options, tell_cut, tell_work, text_encoder, text_file
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
         done |= {prompt: EncodedPrompt(each, prompt) for prompt, each in zip(part, contexts, strict=True)}
         save(output, words, done, name)
         encoded += len(part)
-        print(f"encoded {encoded} of {len(missing)}", file=sys.stderr, flush=True)
+        tell(f"encoded {encoded} of {len(missing)}")
     summary = {"output": str(output), "prompts": len(words), "encoded": len(missing)}
     print(
         json.dumps(summary) if options.json else f"written: {output}, {len(words)} prompts, {len(missing)} of them now"

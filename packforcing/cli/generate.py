@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from ..command_options import (
     add_cache_options,
     add_video_options,
     cache_config,
-    check_folder,
     default_device,
     dtype_of,
 )
@@ -30,15 +29,19 @@ from ..files.compressor_file import load_compressor
 from ..files.latent_file import save_latents
 from ..files.lora import given_lora, with_loras
 from ..files.state_file import StatePrompt, VideoState, save_state
+from ..files.state_journal import StateJournal
 from ..files.weights import read_state_dict
+from ..files.writing import write_whole
 from ..flavours import NO_FLAVOUR, Flavour
 from ..generate.live import most_held
 from ..generate.long_video import Block, LongVideo, VideoModels, VideoSettings
 from ..generate.prepare import DeviceMemory, planned_run, tune_models
+from ..generate.record import CacheRecord
 from ..generate.sampling import Sampling
 from ..generate.side_stream import overlap_wanted
 from ..generate.start import Start, check_start, started_blocks
-from ..generate.state import check_fits, prompts_after, state_of, story_from
+from ..generate.state import check_fits, journalled, prompts_after, state_of, story_from
+from ..host_memory import available_memory
 from ..inspector import numbers_json, picture, report, story_of
 from ..known_models import KNOWN_MODELS, SIZES, TINY
 from ..model.causal_wan import CausalWan
@@ -46,11 +49,12 @@ from ..model.compressor import TRAINING_FREE, CompressorChoice
 from ..model.load import check_speed, load_wan_modules, make_causal_wan
 from ..model.vae import WanVAE, denormalise, load_vae
 from ..model.wan_modules import build_wan_modules
+from ..telling import tell
 from .live import add_live_option, check_live, listening
 from .options import Commands, add_speed_options
 from .prompts import Prompts, add_prompt_options, prompts_of
 from .sampling import add_sampling_options, chosen_flavour, requested_sampling, tell_flavour
-from .start import add_start_options, check_kept, start_of, state_to_go_on_from
+from .start import add_start_options, check_kept, journal_for, start_of, state_to_go_on_from
 from .stopping import stopping
 
 if TYPE_CHECKING:
@@ -143,8 +147,6 @@ def requested(options: argparse.Namespace) -> Request:
     check_live(options)
     prompts = prompts_of(options, length, device)
     check_speed(device, options.linear_dtype, options.compile)
-    check_folder(options.report, "report")
-    check_folder(options.picture, "picture")
     choice = compressor_choice(options, config)
     layout = choice.layout(config, size)
     check_kept(options)
@@ -193,7 +195,7 @@ def prepared(options: argparse.Namespace, request: Request) -> Prepared:
         check_fits(request.state, models, layout)
     overlap = overlap_wanted(options.overlap, device)
     settings = VideoSettings(layout, request.sampling, options.fps, overlap=overlap)
-    memory = DeviceMemory(str(device), memory_of(device))
+    memory = DeviceMemory(str(device), memory_of(device), host=available_memory())
     said = most_held(request.prompts.switch, request.prompts.blend_blocks) if options.live else 0
     planned = planned_run(models, settings, request.length.blocks, memory, len(told) + said)
     tune_models(models, layout, compiled=options.compile)
@@ -221,17 +223,23 @@ def run(options: argparse.Namespace) -> None:
         tell_flavour(request.flavour, request.sampling, request.layout.config)
         video.on_step = heard.on_step
         live = listening(options, video, ready.told, request.device) if options.live else None
+
+        def told() -> tuple[StatePrompt, ...]:
+            return ready.told if live is None else live.prompts
+
         start = time.perf_counter()
         latents: list[torch.Tensor] = []
+        journal = journal_for(options, request.state)
         try:
             heard.making = True
-            for block in written_blocks(video, request, writer, start):
+            blocks = started_blocks(video, request.start, request.length.blocks)
+            kept = journalled(blocks, video, told, journal)
+            for block in written_blocks(kept, request.length.blocks, writer, start):
                 latents.append(block.latents.cpu())
         finally:
             heard.making = False
             if latents:
-                told = ready.told if live is None else live.prompts
-                keep(options, request, replace(ready, told=told), torch.cat(latents, dim=2))
+                keep(options, request, replace(ready, told=told()), torch.cat(latents, dim=2), journal)
     elapsed = time.perf_counter() - start
 
     summary: dict[str, Any] = {
@@ -251,28 +259,62 @@ def run(options: argparse.Namespace) -> None:
     print(json.dumps(summary) if options.json else f"{report(video.record)}\n\nwritten: {options.output}{again}")
 
 
-def written_blocks(video: LongVideo, request: Request, writer: VideoWriter, start: float) -> Iterator[Block]:
-    """Makes the blocks and writes each one's frames; `start` is when that began, for the progress."""
-    count = request.length.blocks
-    for block in started_blocks(video, request.start, count):
+def written_blocks(blocks: Iterable[Block], count: int, writer: VideoWriter, start: float) -> Iterator[Block]:
+    """Writes each block's frames and tells how many of `count` there are; `start` is when the first one began."""
+    for block in blocks:
         writer.write(block.decoded)
         show_progress(block.index + 1, count, time.perf_counter() - start)
         yield block
 
 
-def keep(options: argparse.Namespace, request: Request, ready: Prepared, latents: torch.Tensor) -> None:
-    """Writes what was asked for beside the video, of its finished blocks: latents [1, 16, n * T, h, w], normalised."""
-    if options.report:
-        Path(options.report).write_text(numbers_json(ready.video.record), encoding="utf-8")
-    if options.picture:
-        picture(ready.video.record).save(options.picture, format="PNG")
-    if options.latents:
-        save_latents(options.latents, denormalise(latents))
-    before = request.state
-    if options.save_state and (before is None or latents.shape[2] >= before.latents.shape[2]):  # else it would lose
+def keep(
+    options: argparse.Namespace, request: Request, ready: Prepared, latents: torch.Tensor, journal: StateJournal | None
+) -> None:
+    """Writes what was asked for beside the video, of its finished blocks: latents [1, 16, n * T, h, w], normalised.
+
+    What cannot be written leaves the rest as it is; then the first error is raised at the end.
+    """
+    record, before = ready.video.record, request.state
+
+    def save() -> None:
         save_state(options.save_state, state_of(ready.video, ready.told, latents))
+        if journal is not None:
+            journal.remove()
+
+    files: dict[str, Callable[[], object]] = {}
+    if options.save_state and (before is None or latents.shape[2] >= before.latents.shape[2]):  # else it would lose
+        files["state"] = save
+    if options.latents:
+        files["latents"] = lambda: save_latents(options.latents, denormalise(latents))
+    if options.report:
+        files["report"] = lambda: write_whole(options.report, numbers_json(record).encode())
+    if options.picture:
+        files["picture"] = lambda: write_whole(options.picture, picture_bytes(record))
+    errors = [error for what, write in files.items() if (error := failed(what, write)) is not None]
+    if journal is not None:
+        journal.close()
+    if errors:
+        raise errors[0]
+
+
+def failed(what: str, write: Callable[[], object]) -> PackForcingError | None:
+    """Writes a file, and gives the error if that fails."""
+    try:
+        write()
+    except PackForcingError as error:
+        return error
+    except OSError as error:
+        return PackForcingError(f"The {what} cannot be written ({error.strerror}): free some space.")
+    return None
+
+
+def picture_bytes(record: CacheRecord) -> bytes:
+    """The inspector's picture as a PNG file's bytes."""
+    file = BytesIO()
+    picture(record).save(file, format="PNG")
+    return file.getvalue()
 
 
 def show_progress(done: int, blocks: int, elapsed: float) -> None:
     end = "\n" if done == blocks else ""
-    print(f"\rblock {done} of {blocks}, {elapsed:.1f} s", end=end, file=sys.stderr, flush=True)
+    tell(f"\rblock {done} of {blocks}, {elapsed:.1f} s", end)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from ..command_options import check_folder
 from ..errors import PackForcingError
+from ..files.weights import read_json
 from ..generate.record import CacheRecord
 from ..inspector import overview, picture, report
 from .options import Commands
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
 def read_record(path: str) -> CacheRecord:
     """Reads a record of this version or an earlier one. Raises PackForcingError for what is none."""
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = read_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PackForcingError(
             f"{path} cannot be read as JSON ({error}): choose a file that `generate --report` wrote."

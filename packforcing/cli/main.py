@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 import torch
 
 from ..errors import PackForcingError
+from ..host_memory import is_out_of_host_memory
+from ..telling import tell
 from . import encode, generate, inspect, measure, plan, train
 
 
@@ -29,8 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         options.run(options)
+        print(end="", flush=True)
     except PackForcingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 1
     except torch.cuda.OutOfMemoryError as error:
         reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
@@ -40,8 +44,19 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_host_memory(error):
+            raise
+        tell(
+            "error: The machine's own memory ran out, and what was finished is kept: choose a smaller frame, a "
+            "shorter video, or close other programs."
+        )
+        return 1
+    except BrokenPipeError:  # nobody reads what was printed; the files are written by now
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python writes to it once more as it ends)
+        return 0
     except KeyboardInterrupt:
-        print("\nstopped; what was finished is in the file", file=sys.stderr)
+        tell("\nstopped; what was finished is in the file")
         return 130
     return 0
 

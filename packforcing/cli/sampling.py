@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from ..config import CacheConfig
@@ -11,6 +10,7 @@ from ..errors import PackForcingError
 from ..flavours import FLAVOUR_NAMES, NO_FLAVOUR, Flavour, flavour_named, flavour_of
 from ..generate.sampling import Sampling, departures
 from ..generate.schedule import TIMESTEPS, UPDATES, Schedule, parse_timesteps, schedule_of_timesteps, sigmas
+from ..telling import tell
 
 
 def add_sampling_options(command: argparse.ArgumentParser) -> None:
@@ -72,8 +72,8 @@ def tell_flavour(flavour: Flavour | None, sampling: Sampling, config: CacheConfi
     """Says on standard error which flavour holds, and what of the run departs from it."""
     if flavour is None:
         return
-    print(f"flavour: {flavour.name} ({flavour.source})", file=sys.stderr)
+    tell(f"flavour: {flavour.name} ({flavour.source})")
     if flavour.note:
-        print(f"  {flavour.note}", file=sys.stderr)
+        tell(f"  {flavour.note}")
     for phrase in departures(flavour, sampling, config):
-        print(f"warning: {phrase}", file=sys.stderr)
+        tell(f"warning: {phrase}")

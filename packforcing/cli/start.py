@@ -14,8 +14,10 @@ from torch import Tensor
 from ..config import VAE_SPACE_STRIDE, FrameSize
 from ..errors import PackForcingError
 from ..files.latent_file import SUFFIXES, check_latent_path, load_latents
-from ..files.state_file import VideoState, check_state_path, is_state, load_state
+from ..files.state_file import VideoState, check_state_path, is_state
+from ..files.state_journal import UNFINISHED, StateJournal, journal_of, read_state
 from ..files.weights import SAFETENSORS_SUFFIXES
+from ..files.writing import check_distinct, check_output_file
 from ..generate.start import Start, pixel_start, retimed, retimed_count
 from ..generate.state import selected_of
 from ..model.vae import normalise
@@ -38,18 +40,39 @@ def add_start_options(command: argparse.ArgumentParser) -> None:
 
 def check_kept(options: argparse.Namespace) -> None:
     """Raises PackForcingError when what is to be kept could not be written."""
-    if options.save_state is not None:
-        check_state_path(options.save_state)
+    check_distinct(
+        {
+            "--output": options.output,
+            "--report": options.report,
+            "--picture": options.picture,
+            "--latents": options.latents,
+            "--save-state": options.save_state,
+        }
+    )
+    if options.report is not None:
+        check_output_file(options.report, "report")
+    if options.picture is not None:
+        check_output_file(options.picture, "picture")
     if options.latents is not None:
         check_latent_path(options.latents)
+    if options.save_state is not None:
+        check_state_path(options.save_state)
+        check_output_file(journal_of(options.save_state), "state")
 
 
 def state_to_go_on_from(options: argparse.Namespace) -> VideoState | None:
     """The state that --continue-from names, if it is one and is there."""
     file = options.continue_from
+    if file is not None and is_newer(journal_of(file), Path(file)):
+        return read_state(journal_of(file))
     if file is None or begins_anew(options) or not Path(file).is_file() or not is_state_file(file):
         return None
-    return load_state(file)
+    return read_state(file)
+
+
+def is_newer(journal: Path, state: Path) -> bool:
+    """Whether a run that was to write this state was killed since, and left its journal."""
+    return journal.is_file() and not (state.exists() and state.stat().st_mtime > journal.stat().st_mtime)
 
 
 def begins_anew(options: argparse.Namespace) -> bool:
@@ -58,9 +81,18 @@ def begins_anew(options: argparse.Namespace) -> bool:
     return file is not None and saved is not None and Path(file) == Path(saved) and not Path(file).exists()
 
 
+def journal_for(options: argparse.Namespace, state: VideoState | None) -> StateJournal | None:
+    """The journal of a run that saves its state, and goes on from that one."""
+    if options.save_state is None:
+        return None
+    return StateJournal(journal_of(options.save_state), 1 if state is None else state.blocks)
+
+
 def is_state_file(file: str) -> bool:
     """Whether a file is a state and not mere latents. What is neither is told by the reader of latents."""
     suffix = Path(file).suffix.lower()
+    if suffix == UNFINISHED:
+        return True
     if suffix in SUFFIXES and suffix not in SAFETENSORS_SUFFIXES:
         return False
     return is_state(file)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..config import FrameSize
 from ..errors import PackForcingError
 from ..generate.sampling import Sampling
 from ..plots import available
+from ..telling import tell
 from .models import Models, Sources
 from .policies import Policy
 from .runs import BLOCK_FRAMES
@@ -161,4 +161,4 @@ def described_conditions(settings: AnySettings, models: Models, options: argpars
 
 
 def tell_progress(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    tell(text)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..config import LATENT_CHANNELS
 from ..errors import PackForcingError
 from .weights import DOWNLOAD_AGAIN
+from .writing import check_output_file, whole_file
 
 SUFFIXES = (".latent", ".safetensors")
 LATENTS, VERSION = "latent_tensor", "latent_format_version_0"
@@ -26,22 +27,20 @@ def check_latent_path(path: str | os.PathLike[str]) -> None:
             f"The latents' file {path} must end in {' or '.join(SUFFIXES)} and lie in a folder that exists: change the "
             "path."
         )
+    check_output_file(path, "latents")
 
 
 def save_latents(path: str | os.PathLike[str], raw: Tensor) -> None:
     """Writes raw latents [1, 16, T, h, w]; core's Load Latent reads the file."""
     path = Path(path)
     check_latent_path(path)
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        save_file({LATENTS: raw.cpu().contiguous(), VERSION: torch.tensor([])}, partial)
-        partial.replace(path)
+        with whole_file(path) as part:
+            save_file({LATENTS: raw.cpu().contiguous(), VERSION: torch.tensor([])}, part)
     except (OSError, SafetensorError) as error:
         raise PackForcingError(
             f"The latents cannot be written to {path} ({error}): free some space, or choose another folder."
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_latents(path: str | os.PathLike[str]) -> Tensor:

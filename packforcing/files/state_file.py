@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from ..checks import check_whole
 from ..config import LATENT_CHANNELS, CacheConfig, FrameSize, ModelShape
 from ..errors import PackForcingError
-from .weights import DOWNLOAD_AGAIN, SAFETENSORS_SUFFIXES, read_state_dict, some
+from .weights import DOWNLOAD_AGAIN, SAFETENSORS_SUFFIXES, read_json, read_state_dict, some
+from .writing import check_output_file, whole_file
 
 STATE_KEY = "packforcing.state"
 STATE_VERSION = 1
@@ -109,27 +110,44 @@ def save_state(path: str | os.PathLike[str], state: VideoState) -> None:
 
     Raises PackForcingError when it cannot be written.
     """
-    path = Path(path)
     check_state_path(path)
+    tensors, metadata = _stored(state)
+    try:
+        with whole_file(path) as part:
+            save_file(tensors, part, metadata)
+    except (OSError, SafetensorError) as error:
+        raise PackForcingError(
+            f"The state cannot be written to {path} ({error}): free some space, or choose another folder."
+        ) from error
+
+
+def state_bytes(state: VideoState) -> bytes:
+    """What `save_state` writes."""
+    return save(*_stored(state))
+
+
+def _stored(state: VideoState) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A state as tensors and a header's metadata."""
     header = {
         field.name: getattr(state, field.name) for field in fields(state) if field.name not in (LATENTS, SELECTED)
     }
     for name in ("model", "config", "size"):
         header[name] = asdict(header[name])
-    header["prompts"] = [{"start": prompt.start, "prompt": prompt.prompt} for prompt in state.prompts]
-    # Copies, since the same prompt may come twice, and the format knows no shared memory.
-    prompts = {f"prompt.{i}": prompt.context.contiguous().clone() for i, prompt in enumerate(state.prompts)}
+    header["prompts"], prompts = stored_prompts(state.prompts)
     tensors = {**prompts, LATENTS: state.latents.contiguous(), SELECTED: state.selected.contiguous()}
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        save_file(tensors, partial, metadata={STATE_KEY: json.dumps({"format_version": STATE_VERSION, **header})})
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise PackForcingError(
-            f"The state cannot be written to {path} ({error}): free some space, or choose another folder."
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    return tensors, {STATE_KEY: json.dumps({"format_version": STATE_VERSION, **header})}
+
+
+def stored_prompts(prompts: Sequence[StatePrompt]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Prompts as a header tells them, and their tensors."""
+    # Copies, since the same prompt may come twice, and the format knows no shared memory.
+    tensors = {f"prompt.{i}": prompt.context.cpu().contiguous().clone() for i, prompt in enumerate(prompts)}
+    return [{"start": prompt.start, "prompt": prompt.prompt} for prompt in prompts], tensors
+
+
+def prompts_from(told: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> tuple[StatePrompt, ...]:
+    """What `stored_prompts` stored."""
+    return tuple(StatePrompt(each["start"], str(each["prompt"]), tensors[f"prompt.{i}"]) for i, each in enumerate(told))
 
 
 def check_state_path(path: str | os.PathLike[str]) -> None:
@@ -139,6 +157,7 @@ def check_state_path(path: str | os.PathLike[str]) -> None:
         raise PackForcingError(
             f"The state's file {path} must end in .safetensors and lie in a folder that exists: change the path."
         )
+    check_output_file(path, "state")
 
 
 def is_state(path: str | os.PathLike[str]) -> bool:
@@ -156,10 +175,15 @@ def load_state(path: str | os.PathLike[str]) -> VideoState:
             f"its header (found {some(tensors, 'tensor')}); choose a file that PackForcing Save State or --save-state "
             "wrote."
         )
+    return state_from(tensors, metadata[STATE_KEY], source)
+
+
+def state_from(tensors: Mapping[str, Tensor], text: str, source: str) -> VideoState:
+    """The state of a file's tensors and of its header's text. Raises what `load_state` raises."""
     try:
-        header = json.loads(metadata[STATE_KEY])
+        header = read_json(text)
         version = header.pop("format_version")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise _damaged(source, error) from error
     if version != STATE_VERSION:
         raise PackForcingError(
@@ -179,10 +203,7 @@ def load_state(path: str | os.PathLike[str]) -> VideoState:
 
 def _parsed(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> VideoState:
     """The state that a header and its tensors make."""
-    prompts = [
-        StatePrompt(told["start"], str(told["prompt"]), tensors[f"prompt.{i}"])
-        for i, told in enumerate(header.pop("prompts"))
-    ]
+    prompts = prompts_from(header.pop("prompts"), tensors)
     if len(tensors) != len(prompts) + 2 or any(prompt.context.ndim != 3 for prompt in prompts):
         raise ValueError("its tensors are not the latents and the prompts")
     kinds = {"model": ModelShape, "config": CacheConfig, "size": FrameSize}
@@ -190,7 +211,7 @@ def _parsed(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> VideoState
     for name in ("digest", "dtype", "compressor", "prompt_switch"):
         header[name] = str(header[name])
     latents, selected = tensors[LATENTS], tensors[SELECTED]
-    return VideoState(**header, **parts, prompts=tuple(prompts), latents=latents, selected=selected)
+    return VideoState(**header, **parts, prompts=prompts, latents=latents, selected=selected)
 
 
 def _damaged(source: str, error: Exception) -> PackForcingError:

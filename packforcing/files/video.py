@@ -1,9 +1,10 @@
 """Writing a video file while the video is still being made, and reading one back.
 
 Frames go to the file as they come, in a thread of their own: the whole video is never in memory, and the sampler does
-not wait for it. While it grows, the file is a *fragmented* MP4. Every half second is complete on disk, so that a killed
-process leaves a file that plays. A clean close makes it an ordinary MP4 with its index in front, in which every player
-and browser can seek. That copies packets, and encodes nothing again.
+not wait for it. While it grows, the file is a *fragmented* MP4. Every quarter of a second is complete on disk, so that
+a killed process leaves a file that plays; it gets its name with the first of them, so no file under that name is ever
+empty. A clean close makes it an ordinary MP4 with its index in front, in which every player and browser can seek. That
+copies packets, and encodes nothing again.
 
 Reading goes through imageio. Writing uses `av`, on which imageio builds and which ComfyUI itself requires. imageio's
 pyav plugin cannot write such a file: it opens the encoder before its options reach it (its log says "Some options were
@@ -32,14 +33,16 @@ import torch
 
 from ..errors import PackForcingError
 from ..pixels import to_uint8
+from .growing_file import GrowingFile
+from .writing import check_output_file, part_of, target_of
 
 log = logging.getLogger(__name__)
 
 CHUNK_FRAMES = 16  # frames converted and queued at a time: one block of the paper's model
 QUEUE_CHUNKS = 4  # chunks that may wait for the encoder before `write` blocks
 ENCODER_THREADS = 4  # each holds a frame back, and the sampler needs the other cores
-LOOKAHEAD_FRAMES = 16  # x264's default of 40 would keep 2.5 s of a 16 fps video out of the file
-FRAGMENT_SECONDS = 0.5
+CRF = 21  # without the macroblock trees it is as good as 18 was with them
+FRAGMENT_SECONDS = 0.25
 KEYFRAME_SECONDS = 2
 SMALLEST_FREE_BYTES = 16 * 2**20
 
@@ -63,13 +66,14 @@ class VideoWriter:
     """An H.264 MP4 that grows with the video; use it as a context manager, or call `close`.
 
     Whatever ends the `with` body, an error too, the file is finished and plays what was written until then. A file that
-    got no frame is removed. An older file of the same name is overwritten only when the first frame arrives.
+    got no frame is removed. Until the first quarter of a second is on the disk, the file has `.part` behind its name,
+    and an older file of its name stays.
 
     Args:
         path: the file to write; its folder must exist.
         fps: frames a second; it is stored as an exact fraction.
         width, height: size in pixels, both even.
-        crf: x264's quality, 0 (lossless) to 51; 18 looks like the source.
+        crf: x264's quality, 0 (lossless) to 51; the default looks like the source.
         metadata: tags of the file, e.g. {"comment": prompt}; a value that is not a string is stored as JSON.
 
     Raises PackForcingError at once when the values make no video or the file cannot be written. When writing fails
@@ -82,7 +86,7 @@ class VideoWriter:
         fps: float,
         width: int,
         height: int,
-        crf: int = 18,
+        crf: int = CRF,
         metadata: dict[str, Any] | None = None,
     ) -> None:
         self.path = Path(path)
@@ -95,11 +99,12 @@ class VideoWriter:
             )
         if not 0 <= crf <= 51:
             raise PackForcingError(
-                f"crf must lie in 0 (lossless) to 51 (worst), but it is {crf}: 18 looks like the source."
+                f"crf must lie in 0 (lossless) to 51 (worst), but it is {crf}: {CRF} looks like the source."
             )
         tags = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
-        _check_writable(self.path)
-        self._encoder = _Encoder(self.path, self._rate, width, height, crf, tags)
+        check_video_path(self.path)
+        self._file = GrowingFile(self.path)
+        self._encoder = _Encoder(self._file.path, self._rate, width, height, crf, tags)
         self._frames = 0
         self._closed = False
         self._error: Exception | None = None
@@ -169,16 +174,20 @@ class VideoWriter:
             if self._error is None:
                 try:
                     self._encoder.encode(chunk)
+                    self._file.show()
                 except Exception as error:
                     self._error = error
         try:
             self._encoder.finish()
+            self._file.show()
             if self._error is None and self._encoder.frames:
-                _make_seekable(self.path)
+                _make_seekable(self._file.path)
         except Exception as error:
             self._error = self._error or error
-        if self._encoder.frames == 0 and self._error is None:
-            _remove_if_empty(self.path)
+        try:
+            self._file.end()
+        except OSError as error:
+            self._error = self._error or error
 
 
 class _Encoder:
@@ -213,7 +222,9 @@ class _Encoder:
         # them, convert back the same way, and these tags make all other players agree with them.
         self._stream.options = {
             "crf": str(crf),
-            "rc-lookahead": str(LOOKAHEAD_FRAMES),
+            # x264's look-ahead by macroblock trees reads memory that was never written, so that equal frames can give
+            # other bytes. Without it the encoder holds 4 frames back, and not 17.
+            "mbtree": "0",
             "colorspace": "smpte170m",
             "color_primaries": "bt709",
             "color_trc": "bt709",
@@ -262,7 +273,7 @@ def frames_of(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
     """
     count = 0
     try:
-        for frame in iio.imiter(os.fspath(path), plugin="pyav", format="rgb24"):
+        for frame in iio.imiter(str(target_of(path)), plugin="pyav", format="rgb24"):
             count += 1
             yield frame
     except av.error.FFmpegError as error:
@@ -295,36 +306,19 @@ def _exact_rate(fps: float) -> Fraction:
     return rate
 
 
-def _check_writable(path: Path) -> None:
-    """Raise one clear sentence if `path` cannot become a file; leaves an existing file as it is."""
-    folder = path.parent
-    if os.path.isdir(path):  # not Path.is_dir, which raises for a name that is too long
-        raise PackForcingError(f"The video cannot be written to {path}, which is a folder: add a file name to it.")
-    if not folder.is_dir():
-        raise PackForcingError(
-            f"The video cannot be written to {path}: the folder {folder} does not exist, create it first."
-        )
-    free = shutil.disk_usage(folder).free
+def check_video_path(path: Path) -> None:
+    """Raises PackForcingError when no video can be written there; leaves an existing file as it is."""
+    check_output_file(path, "video")
+    free = shutil.disk_usage(target_of(path).parent).free
     if free < SMALLEST_FREE_BYTES:
         raise PackForcingError(
             f"The video cannot be written to {path}: its disk has {free / 2**20:.1f} MiB free, free some space first."
         )
-    try:
-        path.open("ab").close()  # opens for writing without emptying the file
-    except OSError as error:
-        raise PackForcingError(
-            f"The video cannot be written to {path} ({error.strerror}): choose a folder that you may write to."
-        ) from error
-
-
-def _remove_if_empty(path: Path) -> None:
-    if path.is_file() and path.stat().st_size == 0:
-        path.unlink()
 
 
 def _make_seekable(path: Path) -> None:
     """Turn the fragmented file into an ordinary one by copying its packets; if that fails, the old file stays."""
-    copy = path.with_name(path.name + ".part")
+    copy = part_of(path)
     try:
         _copy_packets(path, copy)
         _decode_first_frame(copy)  # look before the copy replaces the only file that there is
@@ -363,7 +357,7 @@ def _decode_first_frame(path: Path) -> None:
 
 def _open_video(path: str | os.PathLike[str]) -> av.container.InputContainer:
     try:
-        container = av.open(str(path))
+        container = av.open(str(target_of(path)))  # an absolute name: FFmpeg takes "take:1.mp4" for an address
     except (OSError, av.error.FFmpegError) as error:
         raise PackForcingError(
             f"The video {path} cannot be opened ({error}): check the path, and that it is a video."

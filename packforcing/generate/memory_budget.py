@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..byte_units import readable_bytes
-from ..config import PIXELS_PER_TOKEN, TEXT_TOKENS, CacheConfig, FrameSize, Layout, ModelShape
+from ..config import LATENT_CHANNELS, PIXELS_PER_TOKEN, TEXT_TOKENS, CacheConfig, FrameSize, Layout, ModelShape
 from ..errors import PackForcingError
 
 # What a layer holds of each token, in widths of the model: hidden states, their normed copy, queries, keys, values,
 # attention's output, and the feed-forward layer's hidden states before and after its activation.
 HIDDEN_WIDTHS = 18
+FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,7 @@ class MemoryDemand:
         held += self.model.kv_bytes(self.prompts * TEXT_TOKENS, self.itemsize)
         if kept < self.itemsize:  # one layer's is widened to be attended
             held += self.model.kv_bytes(self.layout.context_tokens, self.itemsize) // self.model.layers
-        archived = config.archived_blocks(self.blocks) * self.layout.compressed_tokens_per_block
-        held += int(min(self.model.kv_bytes(archived, kept), config.archive_budget))
+        held += int(min(self.archive_bytes, config.archive_budget))
         rows = self.layout.tokens_per_block + (self.layout.compressed_tokens_per_block if config.top_k else 0)
         hidden = HIDDEN_WIDTHS * rows * self.model.dim * self.itemsize
         if self.vae is None:
@@ -74,6 +74,19 @@ class MemoryDemand:
         if not overlap:
             return held + max(hidden + self.vae.remembered(size), decoding)
         return held + self.model.kv_bytes(self.layout.aside_tokens, kept) + hidden + decoding
+
+    @property
+    def archive_bytes(self) -> int:
+        """Bytes of the archive at the video's end, wherever they lie."""
+        archived = self.layout.config.archived_blocks(self.blocks) * self.layout.compressed_tokens_per_block
+        return self.model.kv_bytes(archived, self.layout.config.bytes_per_value(self.itemsize))
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of the machine's own memory: of the archive what the device does not hold, and all latents."""
+        size, frames = self.layout.size, self.blocks * self.layout.config.block_frames
+        latents = LATENT_CHANNELS * frames * size.latent_height * size.latent_width * FLOAT32_BYTES
+        return latents + int(max(0, self.archive_bytes - self.layout.config.archive_budget))
 
     def passes(self) -> list[int]:
         """Numbers of latent frames that can be decoded at a time, most first: a block, its halves, down to one."""
@@ -128,6 +141,25 @@ def decode_plan(
         return DecodePlan(sizes[0], overlap=True)
     frames = next((frames for frames in sizes if demand.bytes(frames) + movable <= available), sizes[-1])
     return DecodePlan(frames, overlap=False)
+
+
+def check_host(demand: MemoryDemand, available: int | None, shared: bool) -> None:
+    """Raises PackForcingError when a run takes more of the machine's own memory than there is.
+
+    Args:
+        available: bytes of it that the run can have; None if that is not known.
+        shared: whether it is the device's memory too.
+    """
+    needed = demand.host_bytes + (demand.least if shared else 0)
+    if available is None or needed <= available:
+        return
+    size = demand.layout.size
+    saving = "" if demand.layout.config.kv_dtype == "fp8_e4m3" or not demand.archive_bytes else ", kv_dtype fp8_e4m3"
+    raise PackForcingError(
+        f"A video of {size.width}x{size.height} and {demand.blocks} blocks needs about {readable_bytes(needed)} of the "
+        f"machine's own memory, which holds its archive ({readable_bytes(demand.archive_bytes)}) and latents, but "
+        f"{readable_bytes(available)} are free: choose a shorter video, a smaller frame{saving}, or top_k 0."
+    )
 
 
 def advice(demand: MemoryDemand, available: int) -> str:

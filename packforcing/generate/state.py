@@ -7,7 +7,7 @@ history is what it was. What comes after them is this run's own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -17,8 +17,9 @@ from torch import Tensor
 from ..config import CacheConfig, Layout
 from ..errors import PackForcingError
 from ..files.state_file import StatePrompt, VideoState
+from ..files.state_journal import StateJournal
 from ..model.causal_wan import CausalWan, TextKV
-from .long_video import LongVideo, Selected, VideoModels
+from .long_video import Block, LongVideo, Selected, VideoModels
 from .story import Story, Stretch, TimedPrompt, start_block
 
 PLACEMENT = ("archive_device", "archive_budget_gb")  # where the archive lies changes no bit
@@ -57,6 +58,27 @@ def state_of(video: LongVideo, prompts: Sequence[StatePrompt], latents: Tensor) 
             [block.selected for block in record.blocks[:blocks]], record.model.layers, layout.config.top_k
         ),
     )
+
+
+def journalled(
+    blocks: Iterable[Block],
+    video: LongVideo,
+    prompts: Callable[[], Sequence[StatePrompt]],
+    journal: StateJournal | None,
+) -> Iterator[Block]:
+    """The blocks of a video, each of which is in the journal before it is given on.
+
+    `prompts` gives the video's prompts; more may have been said while it is made.
+    """
+    for block in blocks:
+        if journal is not None and block.index == 0:
+            journal.begin(state_of(video, prompts(), block.latents))
+        elif journal is not None:
+            selected = _padded(
+                [video.record.blocks[block.index].selected], video.record.model.layers, video.layout.config.top_k
+            )
+            journal.add(block.latents.cpu(), selected, prompts())
+        yield block
 
 
 def _padded(selected: Sequence[Selected], layers: int, top_k: int) -> Tensor:

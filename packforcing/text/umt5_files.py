@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from ..errors import PackForcingError
 from ..files.file_kinds import bare_name, looks_like
-from ..files.weights import DOWNLOAD_AGAIN, quoted, read_state_dict
+from ..files.weights import DOWNLOAD_AGAIN, quoted, read_json, read_state_dict
 
 SPIECE_TENSOR = "spiece_model"  # ComfyUI's files hold the tokenizer as a tensor of bytes
 SPIECE_FILE = "spiece.model"
@@ -117,7 +116,7 @@ def weight_files(path: Path) -> list[Path]:
 def indexed_files(index: Path) -> list[Path]:
     """The shards that an index names. Raises PackForcingError when it cannot be read or one is missing."""
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PackForcingError(f"{index} is no index of weights: {DOWNLOAD_AGAIN}.") from error
     missing = [name for name in names if not (index.parent / name).is_file()]

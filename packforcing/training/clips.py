@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import block_lengths, video_frames
 from ..errors import PackForcingError
+from ..files.weights import read_json
 from ..model.compressor import lr_latents, whole_block
 from ..model.load import digest
 from ..model.vae import WanVAE, encode_clip
@@ -122,12 +123,11 @@ def prepare(folder: str | Path, clips: ClipSet, vae: WanVAE, part: int = 0, part
     for shard in range(part, clips.shards, parts):
         path = shard_path(folder, clips, shard)
         if path.exists():
-            with safe_open(path, framework="pt") as file:
-                if file.metadata().get("vae") != encoder:
-                    raise PackForcingError(
-                        f"The clips in {folder} were encoded by another VAE than this one: give another --clip-folder, "
-                        "or delete them."
-                    )
+            if read_shard(path)[1]["vae"] != encoder:
+                raise PackForcingError(
+                    f"The clips in {folder} were encoded by another VAE than this one: give another --clip-folder, or "
+                    "delete them."
+                )
             continue
         latents, compressed, captions = [], [], []
         for number in range(shard * SHARD, (shard + 1) * SHARD):
@@ -159,10 +159,10 @@ class LatentClips:
                 raise PackForcingError(
                     f"The clips are not all encoded: {path} is missing; run the command again with --prepare."
                 )
-            with safe_open(path, framework="pt") as file:
-                latents.append(file.get_tensor("latents"))
-                compressed.append(file.get_tensor("reduced"))
-                self.captions += [_captions(each, clips.blocks) for each in json.loads(file.metadata()["captions"])]
+            tensors, metadata = read_shard(path)
+            latents.append(tensors["latents"])
+            compressed.append(tensors["reduced"])
+            self.captions += [_captions(each, clips.blocks) for each in metadata["captions"]]
         self.latents = torch.cat(latents)[: clips.count]
         self.compressed = torch.cat(compressed)[: clips.count]
 
@@ -172,6 +172,19 @@ class LatentClips:
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor, ClipCaptions]:
         """Latents [16, T, h, w], the LR branch's latents [blocks, 16, T', h', w'], both float32, and the captions."""
         return self.latents[number].float(), self.compressed[number].float(), self.captions[number]
+
+
+def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the metadata of a shard. Raises PackForcingError when it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in ("latents", "reduced")}
+            return tensors, {"captions": read_json(file.metadata()["captions"]), "vae": file.metadata().get("vae")}
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise PackForcingError(
+            f"The clips {path} are damaged ({str(error)[:80]}): delete the file, and run the command again with "
+            "--prepare."
+        ) from error
 
 
 def _captions(stored: str | dict[str, list[str]], blocks: int) -> ClipCaptions:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .. import plots
+from ..telling import tell
 
 
 class Log:
@@ -27,7 +28,7 @@ class Log:
         self._first, self._start, self._drawn = first, time.monotonic(), -math.inf
         self._sums: dict[str, list[float]] = {}
         if not plots.available():
-            print(f"no {self.picture.name} will be drawn: {plots.MISSING}", file=sys.stderr)
+            tell(f"no {self.picture.name} will be drawn: {plots.MISSING}")
 
     def add(self, step: int, record: Mapping[str, float], minutes: float, write: bool) -> None:
         """Take in a step's record; `write`: put the mean of those since the last line into the file."""
@@ -49,7 +50,7 @@ class Log:
         left = pace * (self.steps - step) / 60
         line = f"step {step} of {self.steps}  {values}  {pace:.2f} s a step, {left:.0f} min left"
         end = "\n" if write else ""
-        print(f"\r\x1b[K{line}" if in_terminal else line, end=end, file=sys.stderr, flush=True)
+        tell(f"\r\x1b[K{line}" if in_terminal else line, end=end)
 
     def draw(self, at_once: bool) -> None:
         """Draw the curves; unless `at_once`, not more often than once a minute."""

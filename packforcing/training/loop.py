@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PackForcingError
+from ..telling import tell
 from .checkpoints import FORMAT, Checkpoints
 from .learner import Learner
 from .log import Log
@@ -192,7 +192,7 @@ def _stop_signal() -> Iterator[threading.Event]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def stop(number: int, frame: FrameType | None) -> None:
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
+        tell("\nstopping after this step; once more to stop at once")
         stopped.set()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -7,13 +7,13 @@ a function of its prompt and its number. Files that are there are not made again
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import CacheConfig, FrameSize, Layout
@@ -23,6 +23,7 @@ from ..generate.sampling import Sampling
 from ..model.causal_wan import CausalWan
 from ..model.compressor import Compressor, lr_latents, whole_block
 from ..model.vae import WanVAE
+from ..telling import tell
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,19 @@ def prepare(
         save_file(tensors, partial)
         os.replace(partial, path)  # a file is whole or absent
         made += 1
-        print(f"rollout {number + 1} of {len(contexts)}", file=sys.stderr, flush=True)
+        tell(f"rollout {number + 1} of {len(contexts)}")
     return made
+
+
+def read_rollout(path: Path) -> dict[str, Tensor]:
+    """The tensors of a rollout. Raises PackForcingError when it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in ("latents", "reduced", "context")}
+    except (OSError, SafetensorError) as error:
+        raise PackForcingError(
+            f"The rollout {path} is damaged ({str(error)[:80]}): delete it, and make it again."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,7 @@ class Rollouts:
             path = rollout_path(Path(folder), number)
             if not path.exists():
                 raise PackForcingError(f"The rollout {path} is missing: give more --rollout-folder or make it again.")
-            tensors = load_file(path)
+            tensors = read_rollout(path)
             if tuple(tensors["latents"].shape) != wanted:
                 raise PackForcingError(
                     f"{path} holds a rollout of shape {list(tensors['latents'].shape)}, and {list(wanted)} is wanted: "

@@ -259,6 +259,22 @@ MISTAKES = {
         ["generate", "--prompt", "a cat", "--seconds", "0.25", "--report", "no/such/folder/report.json"],
         "no/such/folder",
     ),
+    "a long name": (
+        ["generate", "--prompt", "a cat", "--output", "x" * 248 + ".mp4"],
+        "(File name too long): shorten it.",
+    ),
+    "a long state's name": (
+        ["generate", "--prompt", "a cat", "--save-state", "x" * 230 + ".safetensors"],
+        "(File name too long): shorten it.",
+    ),
+    "one file": (
+        ["generate", "--prompt", "a cat", "--report", "a.mp4", "--output", "./a.mp4"],
+        "--output and --report name one file",
+    ),
+    "a report in a folder's place": (
+        ["generate", "--prompt", "a cat", "--report", "."],
+        "The report cannot be written to ., which is a folder: add a file name to it.",
+    ),
     "no record": (["inspect", "gone.json"], "gone.json cannot be read as JSON"),
     "no compressor": (["generate", "--prompt", "a cat", "--compressor", "gone.safetensors"], "gone.safetensors does"),
     "seed": (["generate", "--prompt", "a cat", "--seed", "-1"], "The seed must lie between 0 and 2^64 - 1, but it is"),

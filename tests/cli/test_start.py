@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -90,6 +91,30 @@ def test_a_run_stopped_while_it_takes_old_blocks_again_keeps_the_longer_state(mo
     signal_in_pass(monkeypatch, signal.SIGTERM, 1)  # the first block that must choose is taken again
     assert generate(*kept, "--seconds", "1.5") == 130
     assert load_state("s.safetensors").blocks == 5
+
+
+def test_a_report_that_cannot_be_written_costs_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def full(path: str, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("packforcing.cli.generate.write_whole", full)
+    files = ["--report", "r.json", "--picture", "p.png", "--latents", "l.latent", "--save-state", "s.safetensors"]
+    assert generate("--seconds", "0.5", *files) == 1
+    assert (
+        "error: The report cannot be written (No space left on device): free some space.\n" in capsys.readouterr().err
+    )
+    assert sorted(path.name for path in Path().iterdir()) == ["l.latent", "out.mp4", "s.safetensors"]
+
+
+def test_memory_that_runs_out_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def no_memory(self: CausalWan, *inputs: object) -> torch.Tensor:
+        return torch.empty(2**60)
+
+    monkeypatch.setattr(CausalWan, "denoise", no_memory)
+    assert generate("--seconds", "0.5") == 1
+    assert "error: The machine's own memory ran out, and what was finished is kept" in capsys.readouterr().err
 
 
 def test_latents_are_comfyuis_and_can_be_gone_on_from():

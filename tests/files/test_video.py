@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from packforcing.errors import PackForcingError
-from packforcing.files.video import VideoWriter, probe, read_video
+from packforcing.files.video import VideoWriter, _Encoder, probe, read_video
 from packforcing.pixels import to_uint8
 
 WIDTH, HEIGHT = 96, 64
@@ -155,6 +156,52 @@ def test_an_older_file_stays_until_the_first_frame(tmp_path):
     assert probe(path).frames == 5
     write(path, smooth_frames(7))
     assert probe(path).frames == 7
+
+
+def test_a_file_under_the_final_name_is_never_empty(tmp_path, monkeypatch):
+    """Looked at after each frame that is encoded; short videos get their name at the end."""
+    path = tmp_path / "video.mp4"
+    write(path, smooth_frames(9))
+    encode, seen = _Encoder._mux, []
+
+    def watched(encoder, frame):
+        encode(encoder, frame)
+        seen.append((path.read_bytes(), len(read_video(path)[0])))
+
+    monkeypatch.setattr(_Encoder, "_mux", watched)
+    write(path, smooth_frames(40))
+    first = seen[0]
+    assert first[1] == 9
+    grown = [frames for content, frames in seen if content != first[0]]
+    assert all(after - before >= 0 for before, after in itertools.pairwise(grown))
+    assert len(grown) > 20
+    assert grown[0] >= 1
+    assert probe(path).frames == 40
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    path = tmp_path / "video.mp4"
+    path.symlink_to("there/real.mp4")
+    write(path, smooth_frames(5))
+    assert path.is_symlink()
+    assert probe(tmp_path / "there" / "real.mp4").frames == 5
+    assert os.listdir(tmp_path / "there") == ["real.mp4"]
+
+
+@pytest.mark.parametrize("name", ["file:x.mp4", "take:1.mp4", "http:a.mp4", "-x.mp4", "pipe:1", "a b%d?.mp4"])
+def test_a_name_is_no_address(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    write(name, smooth_frames(5))
+    assert os.listdir(tmp_path) == [name]
+    assert len(read_video(name)[0]) == probe(name).frames == 5
+
+
+def test_the_encoder_works_without_macroblock_trees(tmp_path):
+    """They make equal frames into files that differ now and then. x264 writes its options into the stream."""
+    write(tmp_path / "video.mp4", smooth_frames(3))
+    options = (tmp_path / "video.mp4").read_bytes().partition(b"options: ")[2]
+    assert b" mbtree=0 crf=21.0 " in options.replace(b"rc=crf ", b"").replace(b"rc_lookahead=0 ", b"")
 
 
 def test_a_killed_writer_leaves_a_file_that_plays(tmp_path):

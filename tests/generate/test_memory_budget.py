@@ -17,7 +17,7 @@ from packforcing.config import MODELS, CacheConfig, FrameSize, Layout, default_t
 from packforcing.devices import fast_dtype
 from packforcing.errors import PackForcingError
 from packforcing.generate.long_video import LongVideo, VideoModels, VideoSettings
-from packforcing.generate.memory_budget import DecodePlan, DecoderMemory, MemoryDemand, decode_plan
+from packforcing.generate.memory_budget import DecodePlan, DecoderMemory, MemoryDemand, check_host, decode_plan
 from packforcing.generate.sampling import Sampling
 from packforcing.model.attention import sdpa
 from packforcing.model.causal_wan import CausalWan
@@ -213,3 +213,30 @@ def test_a_smaller_frame_is_the_largest_that_fits(share: float) -> None:
 
 def test_where_no_size_fits_that_is_said() -> None:
     assert "no size fits with this cache config" in refusal(demand(), 1e6)
+
+
+# --- the machine's own memory ----------------------------------------------------------------------------------
+
+
+def test_the_archive_and_the_latents_lie_in_the_machines_memory() -> None:
+    """A block of 832x480 has 4 * 60 * 104 numbers in 16 channels, and 2 * 15 * 26 compressed tokens."""
+    latents, archived = 4 * 60 * 104 * 16 * 4, 30 * 2 * 1536 * 2 * 780
+    blocks = 1000 - 1 - 2  # all but the last and the sinks
+    assert demand(blocks=1000, top_k=0, sink_frames=8).host_bytes == 1000 * latents
+    assert demand(blocks=1000, archive_device="device").host_bytes == 1000 * latents
+    assert demand(blocks=1000, archive_device="host").host_bytes == 1000 * latents + blocks * archived
+    auto = demand(blocks=1000, archive_device="auto", archive_budget_gb=2.5)
+    assert auto.host_bytes == 1000 * latents + blocks * archived - 25 * 10**8
+    assert demand(blocks=2, archive_device="host").host_bytes == 2 * latents
+
+
+def test_what_the_machine_cannot_hold_is_told() -> None:
+    run = demand(blocks=5000, archive_device="host")
+    check_host(run, None, shared=True)
+    check_host(run, run.host_bytes, shared=False)
+    check_host(run, run.host_bytes + run.least, shared=True)
+    for available, shared in ((run.host_bytes - 1, False), (run.host_bytes + run.least - 1, True)):
+        with pytest.raises(PackForcingError, match=r"^A video of 832x480 and 5000 blocks needs about .* kv_dtype fp8"):
+            check_host(run, available, shared)
+    with pytest.raises(PackForcingError, match="choose a shorter video, a smaller frame, or top_k 0"):
+        check_host(run.with_config(kv_dtype="fp8_e4m3"), GB, shared=False)

@@ -71,6 +71,15 @@ def test_a_run_that_does_not_fit_is_refused_by_the_name_of_its_device(models: Vi
         planned_run(models, settings(), BLOCKS, DeviceMemory("cuda:3", 1000))
 
 
+def test_a_run_that_the_machine_cannot_hold_is_refused(models: VideoModels) -> None:
+    demand = memory_demand(models, LAYOUT, BLOCKS)
+    planned_run(models, settings(), BLOCKS, DeviceMemory("cuda", None, host=demand.host_bytes))
+    planned_run(models, settings(), BLOCKS, DeviceMemory("cpu", None, host=demand.host_bytes + demand.least))
+    for device in ("cuda", "cpu"):
+        with pytest.raises(PackForcingError, match=r"of the machine's own memory, .* but .* are free: "):
+            planned_run(models, settings(), BLOCKS, DeviceMemory(device, None, host=demand.host_bytes - 1))
+
+
 def test_the_video_is_made_as_planned(models: VideoModels) -> None:
     demand = memory_demand(models, LAYOUT, BLOCKS)
     run = planned_run(models, settings(), BLOCKS, DeviceMemory("cpu", demand.least))

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from packforcing.cli.main import main
 from packforcing.demo.text import encode_prompt
+from packforcing.devices import fast_dtype
 from packforcing.errors import PackForcingError
 from packforcing.files.compressor_file import load_compressor
 from packforcing.files.wan_checkpoint import load_wan
@@ -372,7 +373,7 @@ def save_to_memory(value: object):
     return file
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", sorted({"float32", str(fast_dtype("cpu")).removeprefix("torch.")}))
 def test_a_dry_run_says_what_a_turn_takes(precision: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*command("forcing", folder), "--precision", precision]
     assert main(["train", *arguments, "--folder", f"{folder / 'dry'}", "--dry-run"]) == 0

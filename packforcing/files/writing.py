@@ -1,0 +1,83 @@
+"""Writing files so that they are whole or absent; and asking before the work starts whether they can be written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import combinations
+from pathlib import Path
+
+from ..errors import PackForcingError
+
+PART = ".part"  # behind the name of a file that is being written
+
+
+def target_of(path: str | os.PathLike[str]) -> Path:
+    """Where writing to a path ends up: an absolute path, with links followed, so that a link stays a link."""
+    return Path(os.path.realpath(path))
+
+
+def part_of(path: Path) -> Path:
+    """The file beside `path` that becomes `path` once it is whole."""
+    return path.with_name(path.name + PART)
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives the name of a file to write, which becomes `path` when the body ends, and is removed when it raises.
+
+    It is on the disk before it gets its name: after a power cut `path` is the old file or the new one.
+    """
+    target = target_of(path)
+    part = part_of(target)
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file that is whole or absent. Raises OSError when it cannot be written."""
+    with whole_file(path) as part:
+        part.write_bytes(content)
+
+
+def check_output_file(path: str | os.PathLike[str], what: str) -> None:
+    """Raises PackForcingError when a file cannot be written; leaves an existing one as it is.
+
+    Args:
+        what: the file in a sentence's middle, such as "report".
+    """
+    target, folder = target_of(path), Path(path).parent
+    if os.path.isdir(target):  # not Path.is_dir, which raises for a name that is too long
+        raise PackForcingError(f"The {what} cannot be written to {path}, which is a folder: add a file name to it.")
+    if not os.path.isdir(target.parent):
+        raise PackForcingError(
+            f"The {what} cannot be written to {path}: the folder {folder} does not exist, create it first."
+        )
+    try:
+        for file in (target, part_of(target)) if not _is_special(target) else (target,):
+            is_new = not file.exists()
+            file.open("ab").close()  # opens for writing without emptying the file
+            if is_new:
+                file.unlink()
+    except OSError as error:
+        advice = "shorten it" if len(os.fsencode(target.name)) > 240 else "choose a folder that you may write to"
+        raise PackForcingError(f"The {what} cannot be written to {path} ({error.strerror}): {advice}.") from error
+
+
+def _is_special(path: Path) -> bool:
+    """Whether a path is a device, a pipe or the like, beside which nothing can be written."""
+    return path.exists() and not path.is_file()
+
+
+def check_distinct(files: Mapping[str, str | os.PathLike[str] | None]) -> None:
+    """Raises PackForcingError when two of the files to write are one; by the options that name them."""
+    given = [(name, target_of(path)) for name, path in files.items() if path is not None]
+    for (one, first), (other, second) in combinations(given, 2):
+        if first == second:
+            raise PackForcingError(f"{one} and {other} name one file, {first}: give them different names.")
