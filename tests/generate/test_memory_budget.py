@@ -219,8 +219,8 @@ def test_where_no_size_fits_that_is_said() -> None:
 
 
 def test_the_archive_and_the_latents_lie_in_the_machines_memory() -> None:
-    """A block of 832x480 has 4 * 60 * 104 numbers in 16 channels, and 2 * 15 * 26 compressed tokens."""
-    latents, archived = 4 * 60 * 104 * 16 * 4, 30 * 2 * 1536 * 2 * 780
+    """A block of 832x480 has 4 * 60 * 104 numbers in 16 channels, and 2 * 7 * 13 compressed tokens."""
+    latents, archived = 4 * 60 * 104 * 16 * 4, 30 * 2 * 1536 * 2 * 182
     blocks = 1000 - 1 - 2  # all but the last and the sinks
     assert demand(blocks=1000, top_k=0, sink_frames=8).host_bytes == 1000 * latents
     assert demand(blocks=1000, archive_device="device").host_bytes == 1000 * latents
