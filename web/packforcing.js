@@ -24,7 +24,7 @@ function addText(node, name, height) {
   element.style.cssText =
     "margin:0;padding:6px 8px;overflow:auto;box-sizing:border-box;width:100%;height:100%;white-space:pre;" +
     "font:11px/1.25 ui-monospace,monospace;color:var(--input-text,#ddd);background:var(--comfy-input-bg,#222);" +
-    "border-radius:6px;user-select:text";
+    `border-radius:6px;user-select:text;max-height:${height}px`; // Nodes 2.0 knows no getMaxHeight
   const widget = node.addDOMWidget(name, TEXT_WIDGET, element, {
     serialize: false,
     hideOnZoom: false,

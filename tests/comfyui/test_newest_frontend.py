@@ -101,6 +101,14 @@ def test_the_quick_start_loads_runs_and_shows_its_plan(newest_page: Page):
     assert page.evaluate(_OVERLAPS) == []
 
 
+def test_no_workflows_nodes_cover_each_other(newest_page: Page):
+    for file in sorted((REPO / "workflows").glob("*.json")):
+        load_workflow(newest_page, file)
+        close_dialogs(newest_page)
+        newest_page.wait_for_timeout(500)  # nodes grow to what they show
+        assert newest_page.evaluate(_OVERLAPS) == [], file.name
+
+
 def test_the_blueprint_is_offered_and_runs_with_the_demo_models(newest_page: Page):
     page = newest_page
     [name] = [file.stem for file in (REPO / "subgraphs").glob("*.json")]
