@@ -58,6 +58,7 @@ def photograph(page: Page, path: Path) -> None:
 
 def picture_of(name: str, page: Page, client: Client) -> None:
     """Writes a workflow's pictures; it is run before, unless it needs files that are downloaded."""
+    client.free()  # a node that is answered from ComfyUI's cache shows no preview
     load_workflow(page, REPO / "workflows" / f"{name}.json")
     close_dialogs(page)
     if page.evaluate(_RUNS_HERE):
