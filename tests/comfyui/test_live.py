@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui import Client, Event, Result, Server
+from frontend import open_frontend
 from graphs import Prompt, executed, make_latents, saved_latent
 from playwright.sync_api import Page
 
@@ -194,6 +195,7 @@ def status(page: Page, words: str) -> str:
 
 def test_the_button_says_what_is_in_the_box_and_the_node_shows_the_story(server: Server, client: Client, page: Page):
     """Another program runs the prompt; the browser steers it, and goes on to show what came of it."""
+    open_frontend(page, server.url)  # anew: the tab has heard of other tests' runs
     live = Live(client)
     widgets = page.evaluate(_ADD_NODE, live.node.id)
     assert [name for name, _ in widgets] == ["text", "Say it", "status"]
