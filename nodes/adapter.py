@@ -82,6 +82,20 @@ def with_lora(
     return patched
 
 
+def model_shift(model: comfy.model_patcher.ModelPatcher) -> float:
+    """The flow shift of a MODEL: what ModelSamplingSD3 patched onto it, or its own.
+
+    Raises PackForcingError when its noise schedule has none.
+    """
+    shift = getattr(model.get_model_object("model_sampling"), "shift", None)
+    if not shift:
+        raise PackForcingError(
+            "The sampler's shift is 0, which means the MODEL's own, but the MODEL has none: set the sampler's shift, 5 "
+            "for most causal Wan models."
+        )
+    return float(shift)
+
+
 def compute_dtype(model: comfy.model_patcher.ModelPatcher) -> torch.dtype:
     """The type that hidden states are computed in, which is not that of the weights when those are fp8, say.
 

@@ -97,7 +97,12 @@ class LongVideoSamplerNode(io.ComfyNode):
                     tooltip="Denoising steps a block; 4 for distilled models.",
                 ),
                 io.Float.Input(
-                    "shift", default=5.0, min=0.01, max=100.0, step=0.01, tooltip="Flow shift of the noise levels."
+                    "shift",
+                    default=5.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="Flow shift of the noise levels. 0: the MODEL's own, as ModelSamplingSD3 sets it.",
                 ),
                 io.Combo.Input(
                     "update",
@@ -224,6 +229,7 @@ class LongVideoSamplerNode(io.ComfyNode):
         start_video=None,
         live_prompt: Speaker | None = None,
     ) -> io.NodeOutput:
+        shift = shift or adapter.model_shift(model)
         sampling = Sampling(seed, steps, shift, update, schedule_given(schedule))
         size, blocks = video_size(cache_config, width, height, seconds, fps, latent)
         check_no_start_image(positive)

@@ -79,6 +79,24 @@ def test_what_a_core_node_patches_onto_a_model_is_told(told, models: tuple, prom
     assert told(models[0], prompt, SHIFT) == []
 
 
+def test_a_shift_of_0_is_the_models_own(pack: ModuleType, models: tuple, prompt: list):
+    """The same latents as with ModelSamplingSD3's shift in the widget, and others than with the model's own."""
+    classes = pack.NODE_CLASS_MAPPINGS
+    sizes = {"block_frames": 4, "sink_frames": 4, "recent_frames": 4, "top_k": 0}
+    config = classes["PackForcingCacheConfig"].execute(**sizes).result[0]
+
+    def latents(model, shift: float) -> torch.Tensor:
+        sampler = classes["PackForcingSampler"]
+        made = sampler.execute(model, prompt, config, 0, 64, 64, 1.0, 16.0, 2, shift, "euler")
+        return made.result[0]["samples"]
+
+    shifted = run_node(f"{EXTRAS}model_advanced.ModelSamplingSD3", models[0], shift=3.0)
+    assert torch.equal(latents(shifted, 0.0), latents(models[0], 3.0))
+    own = models[0].get_model_object("model_sampling").shift
+    assert torch.equal(latents(models[0], 0.0), latents(models[0], own))
+    assert not torch.equal(latents(models[0], 0.0), latents(shifted, 0.0))
+
+
 def test_a_shift_that_is_the_samplers_own_is_not_told(told, models: tuple, prompt: list):
     same = run_node(f"{EXTRAS}model_advanced.ModelSamplingSD3", models[0], shift=SHIFT)
     assert told(same, prompt, SHIFT) == []
