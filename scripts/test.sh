@@ -13,4 +13,4 @@ fi
 .venv/bin/mypy
 # Two files at a time, each in one thread: small tensors gain nothing from a second one. `-n 0` is one after the other.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec .venv/bin/pytest -n 2 --dist loadfile "$@"
+exec .venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
