@@ -28,7 +28,7 @@ from ..packforcing.generate.story import refresh_passes
 from ..packforcing.inspector import story_of
 from . import types
 from .conditioning import encoded
-from .prompts import encode_words
+from .prompts import check_clip, encode_words
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +79,7 @@ class LivePromptNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, text: str = "") -> io.NodeOutput:
-        if clip is None:
-            raise PackForcingError("The CLIP is empty, as a checkpoint without one gives it: connect a CLIP loader.")
+        check_clip(clip)
         workflow = (cls.hidden.extra_pnginfo or {}).get("workflow") or {}
         return io.NodeOutput(Speaker(clip, str(cls.hidden.unique_id), str(workflow.get("id") or "")))
 

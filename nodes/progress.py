@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..packforcing.generate.story import time_of
 from ..packforcing.pixels import to_uint8
 from . import adapter
 
@@ -72,14 +73,7 @@ class Progress:
         if now <= began:
             return where
         left = (now - began) / (len(self._times) - 1) * (self._blocks - self._shown)
-        return f"{where}, {(after - before) / (now - began):.1f} frames/s, {duration(left)} left"
-
-
-def duration(seconds: float) -> str:
-    """3:20, or 1:03:20."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+        return f"{where}, {(after - before) / (now - began):.1f} frames/s, {time_of(round(left))} left"
 
 
 def preview(latents: Tensor, frames: Tensor | None) -> tuple[str, Image.Image, None] | None:

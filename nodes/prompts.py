@@ -12,6 +12,12 @@ from .conditioning import Conditioning, start_seconds, with_start
 EXAMPLE = "0:00 a fox in the snow\n0:20 it starts to rain"
 
 
+def check_clip(clip) -> None:
+    """Raises PackForcingError when there is no CLIP."""
+    if clip is None:
+        raise PackForcingError("The CLIP is empty, as a checkpoint without one gives it: connect a CLIP loader.")
+
+
 def encode_words(clip, words: str) -> Conditioning:
     """A prompt by a CLIP."""
     return clip.encode_from_tokens_scheduled(clip.tokenize(words))
@@ -50,8 +56,7 @@ class PromptScheduleNode(io.ComfyNode):
     @classmethod
     def execute(cls, clip, text: str) -> io.NodeOutput:
         prompts = parse_story(text)
-        if clip is None:
-            raise PackForcingError("The CLIP is empty, as a checkpoint without one gives it: connect a CLIP loader.")
+        check_clip(clip)
         conditioning = []
         for timed in prompts:
             conditioning += with_start(encode_words(clip, timed.prompt), timed.seconds, timed.prompt)

@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import folder_paths
-import torch
 from comfy_api.input_impl import VideoFromFile
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..packforcing.errors import PackForcingError
+from ..packforcing.files.latent_file import save_latents
 from ..packforcing.files.state_file import VideoState, save_state
 from ..packforcing.files.state_journal import StateJournal, journal_of
 from ..packforcing.files.video import check_video_path
@@ -89,7 +87,7 @@ class RunFiles:
         if latents is None:
             return
         writers: dict[Path, Callable[[], object]] = {
-            self._latents: lambda: save_latent_file(self._latents, samples(latents)),
+            self._latents: lambda: save_latents(self._latents, samples(latents)),
             self._state: lambda: save_state(self._state, state(latents)),
         }
         kept = [self.video] if self.video.exists() else []
@@ -98,7 +96,7 @@ class RunFiles:
                 self._make_folders()
                 write()
                 kept.append(path)
-            except (OSError, SafetensorError, PackForcingError) as error:
+            except (OSError, PackForcingError) as error:
                 log.error("PackForcing: %s cannot be kept: %s", path, error)
         if self.journal is not None and self._state in kept:
             self.journal.remove()
@@ -108,12 +106,6 @@ class RunFiles:
             ", ".join(map(str, kept)),
             self._state.name,
         )
-
-
-def save_latent_file(path: Path, samples: Tensor) -> None:
-    """Writes ComfyUI's latents as its Save Latent does."""
-    with whole_file(path) as part:
-        save_file({"latent_tensor": samples.cpu().contiguous(), "latent_format_version_0": torch.tensor([])}, part)
 
 
 class TemporaryVideo(VideoFromFile):

@@ -17,7 +17,7 @@ from ..packforcing.errors import PackForcingError
 from ..packforcing.files.state_file import VideoState
 from ..packforcing.files.video import frames_of, probe
 from ..packforcing.generate.start import Start, pixel_start, retimed, retimed_count
-from ..packforcing.generate.state import selected_of
+from ..packforcing.generate.state import state_start
 from . import adapter
 from .files import temporary_video
 
@@ -44,8 +44,7 @@ def start_of(inputs: StartInputs, model, size: FrameSize, fps: float, vae) -> St
     if inputs.continue_from is not None:
         return latent_start(inputs.continue_from, model, size)
     if inputs.state is not None:
-        latents = inputs.state.latents
-        return Start("The state", latents.shape[2], lambda vae: latents, selected_of(inputs.state))
+        return state_start(inputs.state)
     if inputs.start_image is not None:
         pictures = inputs.start_image[:1, ..., :3]
         return pixel_start("The start image", lambda: heard(pictures), len(pictures), size)

@@ -23,3 +23,12 @@ def shown(value: object) -> str:
     """A value as a message shows it, cut to a line's length."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8: Python keeps bytes that are no text as surrogates, which cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields, replace
-from pathlib import Path
 
 import torch
 
@@ -78,12 +77,3 @@ def frame_size(text: str, refusal: str) -> FrameSize:
     if not (width.isdecimal() and height.isdecimal()):
         raise PackForcingError(refusal)
     return FrameSize(int(width), int(height))
-
-
-def check_folder(path: str | None, what: str) -> None:
-    """Raises PackForcingError when a file that is written at the end of the run will have no folder."""
-    folder = Path(path or ".").parent
-    if not folder.is_dir():
-        raise PackForcingError(
-            f"The {what} cannot be written to {path}: the folder {folder} does not exist, create it first."
-        )

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..checks import shown
-from ..command_options import check_folder, default_device
+from ..command_options import default_device
 from ..devices import usable_device
 from ..errors import PackForcingError
 from ..files.encoded_prompts import EncodedPrompt, encoder_of, read_prompts, write_prompts
 from ..files.weights import SAFETENSORS_SUFFIXES
+from ..files.writing import check_output_file
 from ..telling import tell
 from ..text.encoder import TextEncoder
 from .options import Commands
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
 
 def check_output(output: Path) -> None:
     """Raises PackForcingError when the file could not be written."""
-    check_folder(str(output), "encoded prompts")
+    check_output_file(output, "encoded prompts")
     if output.suffix not in SAFETENSORS_SUFFIXES or output.is_dir():
         raise PackForcingError(f"Encoded prompts are written as safetensors, but --output is {output}: name a file so.")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..command_options import check_folder
 from ..errors import PackForcingError
 from ..files.weights import read_json
+from ..files.writing import check_output_file
 from ..generate.record import CacheRecord
 from ..inspector import overview, picture, report
 from .options import Commands
@@ -24,8 +24,8 @@ def add_command(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Prints the report, and writes the pictures that are asked for."""
-    check_folder(options.picture, "picture")
-    check_folder(options.overview, "overview")
+    check_output_file(options.picture, "picture")
+    check_output_file(options.overview, "overview")
     record = read_record(options.record)
     for path, draw in ((options.picture, picture), (options.overview, overview)):
         if path:

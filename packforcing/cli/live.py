@@ -17,6 +17,7 @@ from ..generate.live import LivePrompts, Mailbox, live_words
 from ..generate.long_video import LongVideo
 from ..generate.story import block_seconds, time_of
 from ..known_models import TINY
+from ..telling import tell
 from .text import tell_cut, text_encoder
 
 
@@ -56,7 +57,7 @@ def listening(
 
     def on_heard(block: int, words: str, refused: str) -> None:
         begins = time_of(round(block_seconds(block, fps, frames), 2))
-        tell(f"not taken: {refused}" if refused else f"from block {block:,} at {begins} on: {words}")
+        tell_on_a_line(f"not taken: {refused}" if refused else f"from block {block:,} at {begins} on: {words}")
 
     return LivePrompts(video, prompts, box.take, encoder_of_words(options, device), on_heard)
 
@@ -68,9 +69,9 @@ def hear(lines: Iterable[bytes], box: Mailbox) -> None:
             if line.strip():
                 box.say(live_words(line.decode("utf-8")))
         except UnicodeDecodeError:
-            tell("not taken: the line is no text in UTF-8, set the terminal to UTF-8")
+            tell_on_a_line("not taken: the line is no text in UTF-8, set the terminal to UTF-8")
         except PackForcingError as error:
-            tell(f"not taken: {error}")
+            tell_on_a_line(f"not taken: {error}")
 
 
 def encoder_of_words(options: argparse.Namespace, device: torch.device) -> Callable[[str], Tensor]:
@@ -86,5 +87,6 @@ def encoder_of_words(options: argparse.Namespace, device: torch.device) -> Calla
     return encode
 
 
-def tell(sentence: str) -> None:
-    print(f"\n{sentence}", file=sys.stderr, flush=True)
+def tell_on_a_line(sentence: str) -> None:
+    """Says a sentence below the line of the progress."""
+    tell(f"\n{sentence}")

@@ -38,10 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except torch.cuda.OutOfMemoryError as error:
         reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
-        print(
+        tell(
             f"error: The device ran out of memory ({reason}), and what was finished is kept: choose a smaller frame or "
-            "batch, or close other programs that use the device.",
-            file=sys.stderr,
+            "batch, or close other programs that use the device."
         )
         return 1
     except (MemoryError, RuntimeError) as error:

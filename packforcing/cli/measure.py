@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 
 from ..bench import run as bench
-from ..command_options import add_cache_options, cache_config, check_folder
+from ..command_options import add_cache_options, cache_config
 from ..devices import usable_device
 from ..evaluation import run as evaluation
+from ..files.writing import check_output_file
 from .options import Commands, add_speed_options
 
 
@@ -24,6 +25,6 @@ def add_commands(commands: Commands) -> None:
 
 def run_bench(options: argparse.Namespace) -> None:
     """Runs the benchmark, after it has been seen that its results can be written."""
-    check_folder(options.plot, "plot")
-    check_folder(options.json if options.json != "-" else None, "result")
+    check_output_file(options.plot, "plot")
+    check_output_file(options.json if options.json != "-" else None, "result")
     bench.run(options, cache_config(options), usable_device(options.device))

@@ -19,7 +19,7 @@ from ..files.state_journal import UNFINISHED, StateJournal, journal_of, read_sta
 from ..files.weights import SAFETENSORS_SUFFIXES
 from ..files.writing import check_distinct, check_output_file
 from ..generate.start import Start, pixel_start, retimed, retimed_count
-from ..generate.state import selected_of
+from ..generate.state import state_start
 from ..model.vae import normalise
 
 
@@ -49,10 +49,8 @@ def check_kept(options: argparse.Namespace) -> None:
             "--save-state": options.save_state,
         }
     )
-    if options.report is not None:
-        check_output_file(options.report, "report")
-    if options.picture is not None:
-        check_output_file(options.picture, "picture")
+    check_output_file(options.report, "report")
+    check_output_file(options.picture, "picture")
     if options.latents is not None:
         check_latent_path(options.latents)
     if options.save_state is not None:
@@ -101,7 +99,7 @@ def is_state_file(file: str) -> bool:
 def start_of(options: argparse.Namespace, state: VideoState | None, size: FrameSize) -> Start | None:
     """The start that the options name. Raises PackForcingError for a file that cannot be one."""
     if state is not None:
-        return Start("The state", state.latents.shape[2], lambda vae: state.latents, selected_of(state))
+        return state_start(state)
     if options.start_image is not None:
         picture = read_picture(options.start_image)
         return pixel_start("The start image", lambda: [picture], 1, size)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from ..byte_units import readable_bytes
-from ..checks import shown
+from ..checks import is_utf8, shown
 from ..config import TEXT_TOKENS
 from ..errors import PackForcingError
+from ..telling import tell
 from ..text.encoder import DTYPES, TextEncoder, open_text_encoder
 
 
@@ -40,31 +40,24 @@ def text_encoder(options: argparse.Namespace, device: torch.device) -> TextEncod
 def tell_work(encoder: TextEncoder, prompts: int) -> None:
     """Says what is encoded by what, and the memory that it takes."""
     noun = "prompt" if prompts == 1 else "prompts"
-    print(
+    tell(
         f"encoding {prompts} {noun} by {encoder.file.path.name}, one of {encoder.file.layers} layers at a time: about "
-        f"{readable_bytes(encoder.needed_bytes)} on {encoder.device}",
-        file=sys.stderr,
-        flush=True,
+        f"{readable_bytes(encoder.needed_bytes)} on {encoder.device}"
     )
 
 
 def tell_cut(encoder: TextEncoder, words: Sequence[str]) -> None:
     """Says which prompts are too long."""
     for prompt, tokens in encoder.cut(words):
-        print(
-            f"the prompt {shown(prompt)} has {tokens:,} tokens, of which Wan reads the first {TEXT_TOKENS}",
-            file=sys.stderr,
-        )
+        tell(f"the prompt {shown(prompt)} has {tokens:,} tokens, of which Wan reads the first {TEXT_TOKENS}")
 
 
 def check_words(prompt: str) -> None:
     """Raises PackForcingError for bytes that are no text: Python keeps those of an argument as surrogates."""
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError as error:
+    if not is_utf8(prompt):
         raise PackForcingError(
             f"The prompt {shown(prompt)} is no text in UTF-8: set the terminal to UTF-8, or write a --story file."
-        ) from error
+        )
 
 
 def text_file(path: str, what: str) -> str:

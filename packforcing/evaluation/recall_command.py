@@ -6,7 +6,7 @@ Each finished run is added to FOLDER/recall.jsonl at once, and taken from there 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from ..errors import PackForcingError
+from ..telling import tell
 from .models import Models, load
 from .plots import recall_over_gaps
 from .policies import Policy, policy
@@ -33,17 +34,15 @@ from .recall_summary import compared_recall, recall_table, summarise_recall
 from .reporting import (
     Report,
     Tell,
-    completed,
     described_conditions,
     described_policies,
     readable_seconds,
     ready_folder,
-    tell_progress,
+    resumed,
     unique,
     versions,
     write_report,
 )
-from .runs import add_result, read_results
 
 RESULTS, SUMMARY, TABLE, PLOT = "recall.jsonl", "recall.json", "recall.md", "recall.png"
 DEFAULT_POLICIES = "packforcing,packforcing-lr,packforcing-recency,packforcing-no-rope,sink-recent,window"
@@ -92,15 +91,6 @@ def evaluate_recall(
     settings: RecallSettings, models: Models, folder: Path, jobs: int, threads: int, tell: Tell
 ) -> list[RecallResult]:
     """All results in the order of the runs; what the folder does not have yet is made and added."""
-    runs = settings.runs()
-    kept = {(result.key, result.fingerprint): result for result in read_results(folder / RESULTS, RecallResult)}
-    identities = {run.key: (run.key, recall_fingerprint(run, settings, models)) for run in runs}
-    found = {key: kept[identity] for key, identity in identities.items() if identity in kept}
-
-    def finished(missing: list[RecallRun]) -> Iterator[RecallResult]:
-        for result in made(make_recall, missing, settings, models, jobs, threads):
-            add_result(folder / RESULTS, result)
-            yield result
 
     def told(result: RecallResult, done: list[RecallResult], missing: list[RecallRun]) -> str:
         return (
@@ -108,7 +98,15 @@ def evaluate_recall(
             f"{readable_seconds(time_left(done, missing) / jobs)} left"
         )
 
-    return completed(runs, found, finished, told, tell)
+    return resumed(
+        settings.runs(),
+        folder / RESULTS,
+        RecallResult,
+        lambda run: recall_fingerprint(run, settings, models),
+        lambda missing: made(make_recall, missing, settings, models, jobs, threads),
+        told,
+        tell,
+    )
 
 
 def time_left(done: Sequence[RecallResult], missing: Sequence[RecallRun]) -> float:
@@ -124,7 +122,7 @@ def run_recall(settings: RecallSettings, options: argparse.Namespace) -> None:
     """Evaluates, writes table, plot and JSON, and prints the table (or the JSON)."""
     models = load(settings.sources)
     folder = ready_folder(settings, models, options, RESULTS)
-    results = evaluate_recall(settings, models, folder, options.jobs, options.threads, tell_progress)
+    results = evaluate_recall(settings, models, folder, options.jobs, options.threads, tell)
     summary = summarise_recall(settings, results)
     text = recall_table(summary, notes(settings, models))
     facts = {

@@ -13,15 +13,15 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
-from ..command_options import check_folder
 from ..config import FrameSize
 from ..errors import PackForcingError
+from ..files.writing import check_output_file
 from ..generate.sampling import Sampling
 from ..plots import available
 from ..telling import tell
 from .models import Models, Sources
 from .policies import Policy
-from .runs import BLOCK_FRAMES
+from .runs import BLOCK_FRAMES, add_result, read_results
 
 Tell = Callable[[str], None]
 
@@ -33,8 +33,15 @@ class Keyed(Protocol):
     def key(self) -> Hashable: ...
 
 
+class Done(Keyed, Protocol):
+    """The result of a run."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
 R = TypeVar("R", bound=Keyed)  # a run
-D = TypeVar("D", bound=Keyed)  # its result
+D = TypeVar("D", bound="Done")  # its result
 
 
 class AnySettings(Protocol):
@@ -87,7 +94,7 @@ def ready_folder(settings: AnySettings, models: Models, options: argparse.Namesp
     """The folder of results. Raises PackForcingError, before anything runs, for what would fail at the end."""
     for each in settings.policies:
         models.compressor(each.compressor, BLOCK_FRAMES)  # one that does not fit is told here
-    check_folder(None if options.json == "-" else options.json, "results")
+    check_output_file(None if options.json == "-" else options.json, "results")
     return output_folder(options.output, results)
 
 
@@ -111,6 +118,29 @@ def completed(
     return [found[one.key] for one in runs]
 
 
+def resumed(
+    runs: Sequence[R],
+    path: Path,
+    kind: type[D],
+    fingerprint: Callable[[R], str],
+    make: Callable[[list[R]], Iterator[D]],
+    told: Callable[[D, list[D], list[R]], str],
+    tell: Tell,
+) -> list[D]:
+    """`completed`, with the results of a file of JSON lines: those of the same `fingerprint` are taken from it, and
+    those that are made are added to it."""
+    kept = {(result.key, result.fingerprint): result for result in read_results(path, kind)}
+    identities = {run.key: (run.key, fingerprint(run)) for run in runs}
+    found = {key: kept[identity] for key, identity in identities.items() if identity in kept}
+
+    def added(missing: list[R]) -> Iterator[D]:
+        for result in make(missing):
+            add_result(path, result)
+            yield result
+
+    return completed(runs, found, added, told, tell)
+
+
 @dataclass(frozen=True)
 class Report:
     """What an evaluation found."""
@@ -130,7 +160,7 @@ def write_report(report: Report, folder: Path, names: tuple[str, str, str], to_j
     if available():
         report.draw(folder / picture)
     else:
-        tell_progress("matplotlib is not installed, so there is no plot: `pip install matplotlib` and start again")
+        tell("matplotlib is not installed, so there is no plot: `pip install matplotlib` and start again")
     print(line if to_json == "-" else report.text)
 
 
@@ -158,7 +188,3 @@ def described_conditions(settings: AnySettings, models: Models, options: argpars
         "jobs": options.jobs,
         "threads": options.threads,
     }
-
-
-def tell_progress(text: str) -> None:
-    tell(text)

@@ -21,6 +21,7 @@ from ..demo.models import SAMPLING
 from ..errors import PackForcingError
 from ..generate.sampling import Sampling
 from ..generate.schedule import UPDATES
+from ..telling import tell
 from .models import DTYPES, Models, Sources, load
 from .plots import quality_over_time
 from .policies import POLICIES, Policy, policy
@@ -36,7 +37,6 @@ from .reporting import (
     described_policies,
     readable_seconds,
     ready_folder,
-    tell_progress,
     unique,
     versions,
     write_report,
@@ -209,7 +209,7 @@ def run(options: argparse.Namespace) -> None:
     settings = settings_of(options)
     models = load(settings.sources)
     folder = ready_folder(settings, models, options, RESULTS)
-    results = evaluate(settings, models, folder, options.jobs, options.threads, tell_progress)
+    results = evaluate(settings, models, folder, options.jobs, options.threads, tell)
     summary = summarise(settings, results)
     differences = compared(settings, results)
     text = table(summary, notes(settings, trained=models.trained.state_dict is not None), differences)

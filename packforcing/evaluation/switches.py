@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ..errors import PackForcingError
 from ..generate.sampling import Sampling
 from ..generate.story import SWITCHES, Story, Stretch
 from ..pixels import to_uint8
+from ..telling import tell
 from ..world.captions import COLOURS, SKIES, TOO_CLOSE, Attributes, ObjectAttributes, parse
 from ..world.scenes import FPS, evaluation_prompts
 from .metrics import evaluate_video
@@ -31,15 +32,14 @@ from .processes import made
 from .reporting import (
     Report,
     Tell,
-    completed,
     described_conditions,
     described_policies,
     ready_folder,
-    tell_progress,
+    resumed,
     versions,
     write_report,
 )
-from .runs import BLOCK_FRAMES, MOST_PROMPTS, add_result, facts_of, hash_of, new_video, read_results
+from .runs import BLOCK_FRAMES, MOST_PROMPTS, facts_of, hash_of, new_video
 from .summary import Statistics, cell, row, statistics
 
 RESULTS, SUMMARY, TABLE, PLOT = "switches.jsonl", "switches.json", "switches.md", "switches.png"
@@ -237,27 +237,26 @@ def evaluate_switches(
     settings: SwitchSettings, models: Models, folder: Path, jobs: int, threads: int, tell: Tell
 ) -> list[SwitchResult]:
     """All results in the order of the runs; what the folder does not have yet is made and added."""
-    runs = settings.runs()
-    kept = {(result.key, result.fingerprint): result for result in read_results(folder / RESULTS, SwitchResult)}
-    identities = {run.key: (run.key, switch_fingerprint(run, settings, models)) for run in runs}
-    found = {key: kept[identity] for key, identity in identities.items() if identity in kept}
-
-    def finished(missing: list[SwitchRun]) -> Iterator[SwitchResult]:
-        for result in made(make_switch, missing, settings, models, jobs, threads):
-            add_result(folder / RESULTS, result)
-            yield result
 
     def told(result: SwitchResult, done: list[SwitchResult], missing: list[SwitchRun]) -> str:
         return f"{result.policy}, {result.way}, video {result.number} in {result.elapsed:.1f} s"
 
-    return completed(runs, found, finished, told, tell)
+    return resumed(
+        settings.runs(),
+        folder / RESULTS,
+        SwitchResult,
+        lambda run: switch_fingerprint(run, settings, models),
+        lambda missing: made(make_switch, missing, settings, models, jobs, threads),
+        told,
+        tell,
+    )
 
 
 def run_switches(settings: SwitchSettings, options: argparse.Namespace) -> None:
     """Evaluates, writes table, plot and JSON, and prints the table (or the JSON)."""
     models = load(settings.sources)
     folder = ready_folder(settings, models, options, RESULTS)
-    results = evaluate_switches(settings, models, folder, options.jobs, options.threads, tell_progress)
+    results = evaluate_switches(settings, models, folder, options.jobs, options.threads, tell)
     summary = summarise_switches(settings, results)
     facts: dict[str, Any] = {
         "settings": {

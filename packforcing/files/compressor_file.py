@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import PackForcingError
 from .file_kinds import PACK_COMPRESSOR, bare_name, looks_like
 from .wan_names import named_weight_set
 from .weights import DOWNLOAD_AGAIN, SAFETENSORS_SUFFIXES, quoted, read_json, read_state_dict, some
+from .writing import save_tensors
 
 COMPRESSOR_KEY = "packforcing.compressor"
 COMPRESSOR_VERSION = 1
@@ -80,12 +80,7 @@ def save_compressor(
         raise PackForcingError(f"{path} must end in .safetensors and lie in a folder that exists: change the path.")
     _check_compressor(state_dict, metadata, f"The compressor for {path}")
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        save_file(tensors, partial, metadata={COMPRESSOR_KEY: json.dumps(asdict(metadata))})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    save_tensors(path, tensors, {COMPRESSOR_KEY: json.dumps(asdict(metadata))}, "compressor")
 
 
 def load_compressor(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], CompressorMetadata]:

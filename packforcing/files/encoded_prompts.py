@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import TEXT_TOKENS
 from ..errors import PackForcingError
 from .weights import quoted, read_state_dict
+from .writing import save_tensors
 
 ENCODER = "encoder"  # the metadata's key for what encoded the prompts
 
@@ -84,15 +84,6 @@ def encoder_of(path: str | os.PathLike[str]) -> str:
 
 def write_prompts(path: str | os.PathLike[str], prompts: Mapping[str, EncodedPrompt], encoder: str) -> None:
     """Writes a file that is whole or, after a kill, as it was before. `encoder` says what encoded the prompts."""
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.part")
     tensors = {name: prompt.context.contiguous() for name, prompt in prompts.items()}
     words = {name: prompt.words for name, prompt in prompts.items()}
-    try:
-        save_file(tensors, partial, metadata={**words, ENCODER: encoder})
-        os.replace(partial, path)
-    except OSError as error:
-        raise PackForcingError(
-            f"The prompts cannot be written to {path} ({error.strerror or error}): free some space, or choose another "
-            "--output."
-        ) from error
+    save_tensors(path, tensors, {**words, ENCODER: encoder}, "prompts")

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import LATENT_CHANNELS
 from ..errors import PackForcingError
 from .weights import DOWNLOAD_AGAIN
-from .writing import check_output_file, whole_file
+from .writing import check_output_file, save_tensors
 
 SUFFIXES = (".latent", ".safetensors")
 LATENTS, VERSION = "latent_tensor", "latent_format_version_0"
@@ -32,15 +31,8 @@ def check_latent_path(path: str | os.PathLike[str]) -> None:
 
 def save_latents(path: str | os.PathLike[str], raw: Tensor) -> None:
     """Writes raw latents [1, 16, T, h, w]; core's Load Latent reads the file."""
-    path = Path(path)
     check_latent_path(path)
-    try:
-        with whole_file(path) as part:
-            save_file({LATENTS: raw.cpu().contiguous(), VERSION: torch.tensor([])}, part)
-    except (OSError, SafetensorError) as error:
-        raise PackForcingError(
-            f"The latents cannot be written to {path} ({error}): free some space, or choose another folder."
-        ) from error
+    save_tensors(path, {LATENTS: raw.cpu().contiguous(), VERSION: torch.tensor([])}, None, "latents")
 
 
 def load_latents(path: str | os.PathLike[str]) -> Tensor:

@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..checks import check_whole
 from ..config import LATENT_CHANNELS, CacheConfig, FrameSize, ModelShape
 from ..errors import PackForcingError
 from .weights import DOWNLOAD_AGAIN, SAFETENSORS_SUFFIXES, read_json, read_state_dict, some
-from .writing import check_output_file, whole_file
+from .writing import check_output_file, save_tensors
 
 STATE_KEY = "packforcing.state"
 STATE_VERSION = 1
@@ -111,14 +110,7 @@ def save_state(path: str | os.PathLike[str], state: VideoState) -> None:
     Raises PackForcingError when it cannot be written.
     """
     check_state_path(path)
-    tensors, metadata = _stored(state)
-    try:
-        with whole_file(path) as part:
-            save_file(tensors, part, metadata)
-    except (OSError, SafetensorError) as error:
-        raise PackForcingError(
-            f"The state cannot be written to {path} ({error}): free some space, or choose another folder."
-        ) from error
+    save_tensors(path, *_stored(state), "state")
 
 
 def state_bytes(state: VideoState) -> bytes:

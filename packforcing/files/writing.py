@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
 from ..errors import PackForcingError
 
 PART = ".part"  # behind the name of a file that is being written
@@ -46,12 +50,28 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
         part.write_bytes(content)
 
 
-def check_output_file(path: str | os.PathLike[str], what: str) -> None:
+def save_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None, what: str
+) -> None:
+    """Writes a safetensors file that is whole or absent. Raises PackForcingError, about `what`, when it cannot."""
+    try:
+        with whole_file(path) as part:
+            save_file(dict(tensors), part, None if metadata is None else dict(metadata))
+    except (OSError, SafetensorError) as error:
+        raise PackForcingError(
+            f"The {what} cannot be written to {path} ({error}): free some space, or choose another folder."
+        ) from error
+
+
+def check_output_file(path: str | os.PathLike[str] | None, what: str) -> None:
     """Raises PackForcingError when a file cannot be written; leaves an existing one as it is.
 
     Args:
+        path: None where no file is asked for.
         what: the file in a sentence's middle, such as "report".
     """
+    if path is None:
+        return
     target, folder = target_of(path), Path(path).parent
     if os.path.isdir(target):  # not Path.is_dir, which raises for a name that is too long
         raise PackForcingError(f"The {what} cannot be written to {path}, which is a folder: add a file name to it.")

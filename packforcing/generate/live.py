@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checks import shown
+from ..checks import is_utf8, shown
 from ..errors import PackForcingError
 from ..files.state_file import StatePrompt
 from .long_video import LongVideo
@@ -61,17 +61,9 @@ def live_words(text: Any) -> str:
         raise PackForcingError("The prompt has no words: write what the video shall show from the next block on.")
     if len(words) > MOST_LETTERS:
         raise PackForcingError(f"The prompt has {len(words):,} letters, and at most {MOST_LETTERS:,} are read: cut it.")
-    if not _encodable(words):
+    if not is_utf8(words):
         raise PackForcingError(f"The prompt {shown(words)} is no text in UTF-8: write it anew.")
     return words
-
-
-def _encodable(words: str) -> bool:
-    try:
-        words.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def most_held(switch: str, blend_blocks: int) -> int:

@@ -20,6 +20,7 @@ from ..files.state_file import StatePrompt, VideoState
 from ..files.state_journal import StateJournal
 from ..model.causal_wan import CausalWan, TextKV
 from .long_video import Block, LongVideo, Selected, VideoModels
+from .start import Start
 from .story import Story, Stretch, TimedPrompt, start_block
 
 PLACEMENT = ("archive_device", "archive_budget_gb")  # where the archive lies changes no bit
@@ -90,6 +91,11 @@ def _padded(selected: Sequence[Selected], layers: int, top_k: int) -> Tensor:
 def selected_of(state: VideoState) -> list[Selected]:
     """The mid blocks that a state's blocks attended to, as `LongVideo.replay` takes them."""
     return [[[mid for mid in layer if mid >= 0] for layer in block] for block in state.selected.tolist()]
+
+
+def state_start(state: VideoState) -> Start:
+    """The start of a video that goes on from a state."""
+    return Start("The state", state.latents.shape[2], lambda vae: state.latents, selected_of(state))
 
 
 def check_fits(state: VideoState, models: VideoModels, layout: Layout) -> None:

@@ -7,7 +7,6 @@ goes on where an earlier call was stopped. Clip i is a function of i alone. So a
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import block_lengths, video_frames
 from ..errors import PackForcingError
 from ..files.weights import read_json
+from ..files.writing import save_tensors
 from ..model.compressor import lr_latents, whole_block
 from ..model.load import digest
 from ..model.vae import WanVAE, encode_clip
@@ -135,10 +134,8 @@ def prepare(folder: str | Path, clips: ClipSet, vae: WanVAE, part: int = 0, part
             latents.append(encode_clip(vae, pixels[None].to(vae.device, vae.dtype))[0].half().cpu())
             compressed.append(compressed_latents(pixels[None], clips, vae).half().cpu())
             captions.append(asdict(words) if clips.places else words.short[0])
-        partial = path.with_suffix(".part")
         tensors = {"latents": torch.stack(latents), "reduced": torch.stack(compressed).contiguous()}
-        save_file(tensors, partial, metadata={"captions": json.dumps(captions), "vae": encoder})
-        os.replace(partial, path)  # a shard is whole or absent
+        save_tensors(path, tensors, {"captions": json.dumps(captions), "vae": encoder}, "clips")
         written += 1
     return written
 

@@ -6,18 +6,17 @@ a function of its prompt and its number. Files that are there are not made again
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import CacheConfig, FrameSize, Layout
 from ..errors import PackForcingError
+from ..files.writing import save_tensors
 from ..generate.long_video import LongVideo, VideoModels, VideoSettings
 from ..generate.sampling import Sampling
 from ..model.causal_wan import CausalWan
@@ -85,9 +84,7 @@ def prepare(
         if path.exists():
             continue
         tensors = make(wan, vae, contexts[number], shape, seed=number)
-        partial = path.with_suffix(".part")
-        save_file(tensors, partial)
-        os.replace(partial, path)  # a file is whole or absent
+        save_tensors(path, tensors, None, "rollout")
         made += 1
         tell(f"rollout {number + 1} of {len(contexts)}")
     return made

@@ -137,7 +137,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(path, monkeypatch):
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("packforcing.files.state_file.save_file", full)
+    monkeypatch.setattr("packforcing.files.writing.save_file", full)
     with pytest.raises(PackForcingError, match=r"The state cannot be written to .*No space left on device"):
         save_state(path, small_state())
     assert path.read_bytes() == before

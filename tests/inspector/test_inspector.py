@@ -8,8 +8,9 @@ import re
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
+from records import empty_record
 
-from packforcing.config import CacheConfig, FrameSize, Layout, ModelShape
+from packforcing.config import CacheConfig, Layout
 from packforcing.errors import PackForcingError
 from packforcing.generate.record import PARTITIONS, BlockRecord, CacheRecord
 from packforcing.inspector import (
@@ -32,16 +33,8 @@ LAYERS = 5
 def make_record(blocks: int, top_k: int = 4, seed: int = 0, first: int = 0, **config) -> CacheRecord:
     """A run of blocks first..blocks-1 whose layers choose mid blocks at random."""
     random = np.random.default_rng(seed)
-    record = CacheRecord(
-        model=ModelShape(LAYERS, 256, 2),
-        config=CacheConfig(top_k=top_k, **config),
-        size=FrameSize(832, 480),
-        fps=16.0,
-        temporal_stride=2,
-        compressor="training-free",
-        dtype="bfloat16",
-        device="cuda:0",
-    )
+    run = {"compressor": "training-free", "dtype": "bfloat16", "device": "cuda:0"}
+    record = empty_record(LAYERS, CacheConfig(top_k=top_k, **config), **run)
     for index in range(first, blocks):
         mid = record.config.partition(index).mid
         count = record.config.attended_mids(index)

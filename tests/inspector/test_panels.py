@@ -6,9 +6,10 @@ from array import array
 
 import numpy as np
 import pytest
+from records import empty_record
 
 from packforcing.cache.layer_cache import Affinity
-from packforcing.config import CacheConfig, FrameSize, ModelShape
+from packforcing.config import CacheConfig
 from packforcing.generate.record import BlockRecord, CacheRecord, PromptRecord
 from packforcing.inspector import COLOURS, STORED, overview, overview_boxes, panel_boxes, picture
 from packforcing.inspector.canvas import Box, Canvas
@@ -22,16 +23,7 @@ NODE_PIXELS = 400  # width of a node in the graph
 
 def make_record(blocks: int = 20, top_k: int = 1, **config: object) -> CacheRecord:
     """Sink 2 blocks, recent 1: at first all layers choose block 2; from block 10 on layer 0 chooses block 5."""
-    record = CacheRecord(
-        model=ModelShape(LAYERS, 256, 2),
-        config=CacheConfig(top_k=top_k, **config),
-        size=FrameSize(832, 480),
-        fps=16.0,
-        temporal_stride=2,
-        compressor="none",
-        dtype="float32",
-        device="cpu",
-    )
+    record = empty_record(LAYERS, CacheConfig(top_k=top_k, **config))
     for i in range(blocks):
         mids = record.config.partition(i).mid if top_k else ()
         selected = [[] for _ in range(LAYERS)]

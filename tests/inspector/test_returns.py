@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from records import empty_record
 
-from packforcing.config import CacheConfig, FrameSize, ModelShape
+from packforcing.config import CacheConfig
 from packforcing.generate.record import BlockRecord, CacheRecord, PromptRecord
 from packforcing.inspector.returns import chance_share, prompt_key, returns, selected_share, stretches
 
@@ -13,17 +14,8 @@ HOUSE, TREE = "place two: a red house", "place one: a green tree"
 
 def make_record(blocks: int, prompts: list[tuple[int, str]], selected: dict[int, list[list[int]]]) -> CacheRecord:
     """Two layers, sink 1 block, recent 1 block: mids of block i are 1 .. i - 2. `selected` is by block."""
-    record = CacheRecord(
-        model=ModelShape(2, 256, 2),
-        config=CacheConfig(sink_frames=4, recent_frames=4, top_k=2),
-        size=FrameSize(832, 480),
-        fps=16.0,
-        temporal_stride=2,
-        compressor="none",
-        dtype="float32",
-        device="cpu",
-        prompts=[PromptRecord(start, prompt) for start, prompt in prompts],
-    )
+    told = [PromptRecord(start, prompt) for start, prompt in prompts]
+    record = empty_record(2, CacheConfig(sink_frames=4, recent_frames=4, top_k=2), prompts=told)
     record.blocks = [BlockRecord(i, selected.get(i, [[], []])) for i in range(blocks)]
     return record
 

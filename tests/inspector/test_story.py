@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
+from records import empty_record
 
 from packforcing import lettering
-from packforcing.config import CacheConfig, FrameSize, ModelShape
+from packforcing.config import CacheConfig
 from packforcing.generate.record import BlockRecord, CacheRecord, PromptRecord
 from packforcing.generate.story import parse_story, start_block
 from packforcing.inspector import COLOURS, STORED, cell_box, mid_colour, numbers, picture, report, story_of
@@ -37,17 +38,8 @@ STORIES = {
 
 def make_record(blocks: int, starts: list[int], prompts: list[str], choose=None, top_k: int = 3) -> CacheRecord:
     """Sink 2 blocks, recent 1. A layer attends the oldest mid blocks, or what `choose(block, layer)` says."""
-    record = CacheRecord(
-        model=ModelShape(LAYERS, 256, 2),
-        config=CacheConfig(top_k=top_k),
-        size=FrameSize(832, 480),
-        fps=16.0,
-        temporal_stride=2,
-        compressor="none",
-        dtype="float32",
-        device="cpu",
-        prompts=[PromptRecord(start, prompt) for start, prompt in zip(starts, prompts, strict=True)],
-    )
+    told = [PromptRecord(start, prompt) for start, prompt in zip(starts, prompts, strict=True)]
+    record = empty_record(LAYERS, CacheConfig(top_k=top_k), prompts=told)
     for i in range(blocks):
         oldest = list(record.config.partition(i).mid[: record.config.attended_mids(i)])
         record.blocks.append(
