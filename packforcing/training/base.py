@@ -29,13 +29,15 @@ from torch import Tensor, nn
 from ..cache.gradients import GradientCache
 from ..config import CacheConfig, FrameSize, Layout
 from ..model.attention import training_attention
-from ..model.causal_wan import CausalWan
+from ..model.causal_wan import CausalWan, Text
 from ..model.compressor import HRBranch
 from ..model.wan_modules import WanModules
 from ..world.places import showings
 from .base_samples import (
     HR_OPTIONS,
     PLACE_OPTIONS,
+    SWITCH_BLOCK,
+    SWITCH_OPTIONS,
     BaseOptions,
     Batch,
     Sample,
@@ -55,6 +57,7 @@ from .histories import (
 )
 from .learner import Learner
 from .optimizers import muon_and_adamw
+from .prompts import Prompts
 from .run_config import MicroBatch
 
 
@@ -106,9 +109,14 @@ class BaseTrainer:
         self.loudness = (stds / stds.mean()).to(self.device)  # [1, 16, 1, 1, 1]
 
     def describe(self) -> Mapping[str, Any]:
-        away, places = self.data.away, self.data.places
-        named = {} if places is None else {"places": places.clips.as_dict()}
-        ignored = (*(PLACE_OPTIONS if places is None else ()), *(HR_OPTIONS if self.hr is None else ()))
+        away, places, twins = self.data.away, self.data.places, self.data.twins
+        sets = {"places": places, "twins": twins}
+        named = {name: clips.clips.as_dict() for name, clips in sets.items() if clips is not None}
+        ignored = (
+            *(PLACE_OPTIONS if places is None else ()),
+            *(HR_OPTIONS if self.hr is None else ()),
+            *(SWITCH_OPTIONS if twins is None else ()),
+        )
         return {
             **{name: value for name, value in vars(self.options).items() if name not in ignored},
             "clips": self.data.clips.clips.as_dict(),
@@ -146,8 +154,9 @@ class BaseTrainer:
         blocks, block_weights = batch.latents.split(frames, dim=2), weights.split(frames, dim=2)
         noises = zip(blocks, batch.history_noise.split(frames, dim=2), batch.history_sigma.unbind(dim=1), strict=True)
         seen = [torch.lerp(x0, noise, levels_like(sigma, x0)) for x0, noise, sigma in noises]
-        texts = batch.prompts.texts(self.wan)
-        texts = texts if len(texts) > 1 else texts * len(blocks)
+        texts = self._texts(batch.prompts, len(blocks))
+        same = batch.clean_prompts is batch.prompts
+        clean_texts = texts if same else self._texts(batch.clean_prompts, len(blocks))
         errors = []
 
         def denoise(i: int) -> None:
@@ -164,8 +173,12 @@ class BaseTrainer:
             assert self.hr is not None, "only a trainer with an HR branch asks for it"
             return tokens + rearrange(self.hr(seen[i]), "b d t h w -> b (t h w) d")
 
-        walk_blocks(self.wan, cache, texts, seen, compressed, denoise)
+        walk_blocks(self.wan, cache, clean_texts, seen, compressed, denoise)
         return torch.stack(errors)
+
+    def _texts(self, prompts: Prompts, blocks: int) -> list[Text]:
+        texts = prompts.texts(self.wan)
+        return texts if len(texts) > 1 else texts * blocks
 
     @property
     def compressor_layout(self) -> Layout:
@@ -184,6 +197,9 @@ class BaseTrainer:
         come back ("return", "return_block_before", "return_mids" with compressed blocks and the block before, and
         "return_dual_mids" where an HR branch is trained), and of places that are new ("new"), where no
         history can help.
+
+        If there are twins, also the error of the first block under another prompt, from pure noise: with the history
+        as it is ("switch"), and with the block before under the new prompt ("switch_refresh").
         """
         data = self.data
         with self.learners["base"].averaged():
@@ -196,6 +212,12 @@ class BaseTrainer:
                     found[name] = self._held_out_errors(samples, history)[-2:].mean().item()
             if data.places is not None:
                 found.update(self._measured_places(data.places))
+            if data.twins is not None:
+                for name, refresh in (("switch", False), ("switch_refresh", True)):
+                    numbers = held_out(data.twins, data.held_out)
+                    samples = [self.samples.measured_switch(number, refresh) for number in numbers]
+                    errors = self._held_out_errors(samples, self.histories[0])[self.options.first_again :]
+                    found[name] = errors[SWITCH_BLOCK].mean().item()
         return found
 
     def _measured_places(self, places: LatentClips) -> dict[str, float]:

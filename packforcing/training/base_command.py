@@ -58,6 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--place-clips", type=int, default=0, help="more clips: tours through places under names")
     parser.add_argument("--place-share", type=float, default=BaseOptions.place_share, help="of them among the samples")
     parser.add_argument(
+        "--twin-clips", type=int, default=0, help="more clips: the first of --clips with one colour changed each"
+    )
+    parser.add_argument(
+        "--switch-share",
+        type=float,
+        default=BaseOptions.switch_share,
+        help="of the samples: their prompt changes on the way, from a clip to its twin or back",
+    )
+    parser.add_argument(
         "--described", type=float, default=BaseOptions.described, help="share of places described at first, 0 to 1"
     )
     parser.add_argument(
@@ -135,12 +144,18 @@ def prepare_clips(options: argparse.Namespace, device: torch.device) -> Training
     clips = ClipSet(options.clips, latent_frames=options.latent_frames, size=options.size)
     away = replace(clips, count=options.away_clips, away=True) if options.away_clips else None
     places = replace(clips, count=options.place_clips, places=True) if options.place_clips else None
-    if places is not None and options.bidirectional:
+    twins = replace(clips, count=options.twin_clips, twins=True) if options.twin_clips else None
+    if options.bidirectional and (places or twins):
         raise PackForcingError(
-            "A tour has a caption for each block, but a bidirectional teacher takes a clip as one block: "
-            "leave out --place-clips or --bidirectional."
+            "A tour or a change of the prompt has a caption for each block, but a bidirectional teacher takes a clip "
+            "as one block: leave out --place-clips and --twin-clips, or --bidirectional."
         )
-    for name, each in (("--clips", clips), ("--away-clips", away), ("--place-clips", places)):
+    if twins is not None and twins.count > clips.count:
+        raise PackForcingError(
+            f"Each twin belongs to one of --clips, but --twin-clips is {twins.count} and --clips is {clips.count}: ask "
+            "for no more twins than clips."
+        )
+    for name, each in (("--clips", clips), ("--away-clips", away), ("--place-clips", places), ("--twin-clips", twins)):
         if each is not None and not 0 < options.held_out < each.count:
             raise PackForcingError(
                 f"Some clips train and at least one measures, but {name} is {each.count} and --held-out is "
@@ -149,7 +164,7 @@ def prepare_clips(options: argparse.Namespace, device: torch.device) -> Training
     folder = Path(options.clip_folder or Path(options.folder) / "clips")
     weights = read_state_dict(options.vae)[0] if options.vae else demo_vae()
     vae = load_vae(weights, fast_dtype(device), device).to_layout(channels_last=True)
-    for each in filter(None, (clips, away, places)):
+    for each in filter(None, (clips, away, places, twins)):
         written = prepare(folder, each, vae, *common.part_of(None))
         print(f"{written} of {each.shards} files of clips encoded", flush=True)
     wait_for_all()
@@ -158,6 +173,7 @@ def prepare_clips(options: argparse.Namespace, device: torch.device) -> Training
         LatentClips(folder, away) if away else None,
         options.held_out,
         LatentClips(folder, places) if places else None,
+        LatentClips(folder, twins) if twins else None,
     )
 
 
@@ -199,6 +215,7 @@ def hyperparameters(options: argparse.Namespace) -> BaseOptions:
         away_share=options.away_share,
         focus=options.focus,
         place_share=options.place_share,
+        switch_share=options.switch_share,
         described=options.described,
         composed=options.composed,
         telling_names=options.telling_names,

@@ -17,6 +17,7 @@ from .clips import ClipCaptions, LatentClips
 from .histories import History
 from .prompts import Prompts, encoded
 
+SWITCH_BLOCK = 2  # where the prompt of a measured clip changes
 MEMORY_LEVEL = 0.85  # a noise level at which colours are decided
 
 
@@ -38,6 +39,7 @@ class BaseOptions:
     composed: float = 0.0  # share of the tours that are put together from blocks of clips, where blocks often stay
     telling_names: float = 0.0  # share of these whose names tell the places' colours
     pure_noise: float = 0.0  # share of a tour's blocks at noise level 1, where nothing but the name tells the place
+    switch_share: float = 0.25  # share of the samples whose prompt changes on the way, where there are twins
     least_returns: int = 1  # tours with fewer blocks that show a place again are left out
     dual_share: float = 0.7  # share of the micro-batches whose mid blocks have the HR branch, where one is trained
     whole_steps: int = 0  # first steps of a run on places that see the whole history
@@ -56,6 +58,7 @@ PLACE_OPTIONS = (
     "whole_steps",
 )
 HR_OPTIONS = ("dual_share",)  # and those without an HR branch
+SWITCH_OPTIONS = ("switch_share",)  # and those without twins
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class TrainingClips:
     away: LatentClips | None = None  # clips in which things leave the view and come back
     held_out: int = 32  # clips of each set that only measure, the last ones
     places: LatentClips | None = None  # tours through places
+    twins: LatentClips | None = None  # of the first of `clips`, number by number
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Sample:
     latents: Tensor  # [16, T, h, w]
     compressed: Tensor  # [blocks, 16, T', h', w'], latents of the compressor's LR branch
     captions: tuple[str, ...]  # one a block, or one for all
+    clean_captions: tuple[str, ...]  # of the clean passes, in the same form
     noise: Tensor  # [16, n * block_frames, h, w], for the denoised blocks
     history_noise: Tensor  # [16, T, h, w], for the clean passes
     sigma: Tensor  # [n], noise levels of the denoised blocks
@@ -88,6 +93,7 @@ class Batch:
     latents: Tensor  # [B, 16, T, h, w]
     compressed: Tensor  # [B, blocks, 16, T', h', w']
     prompts: Prompts  # of each block, or of one for all of them
+    clean_prompts: Prompts  # of the clean passes
     noise: Tensor  # [B, 16, n * block_frames, h, w]
     history_noise: Tensor  # [B, 16, T, h, w]
     sigma: Tensor  # [B, n]
@@ -138,7 +144,15 @@ class Samples:
     def drawn(self, seed: int) -> Sample:
         """A random clip of the training set, its noise and its noise levels."""
         rng = np.random.default_rng(seed)
-        held_out, away, places = self.data.held_out, self.data.away, self.data.places
+        held_out, away, places, twins = self.data.held_out, self.data.away, self.data.places, self.data.twins
+        if twins is not None and rng.random() < self.options.switch_share:
+            number, cut = int(rng.integers(len(twins) - held_out)), int(rng.integers(1, self.data.clips.clips.blocks))
+            pair = (self.data.clips[number], twins[number])
+            before, after = pair if rng.random() < 0.5 else pair[::-1]
+            sample = self._noised(switched(before, after, cut), seed, rng)
+            pure = torch.from_numpy(rng.random(len(sample.sigma)) < self.options.pure_noise)
+            sample = replace(sample, sigma=sample.sigma.masked_fill(pure, 1.0))
+            return refreshed(sample, cut) if rng.random() < 0.5 else sample
         if places is not None and rng.random() < self.options.place_share:
             if rng.random() < self.options.composed:
                 telling = rng.random() < self.options.telling_names
@@ -189,6 +203,13 @@ class Samples:
         sample = self._noised((latents, compressed, words.short), number, np.random.default_rng(number))
         return at_one_level(sample, level=1.0)
 
+    def measured_switch(self, number: int, refresh: bool) -> Sample:
+        """A clip whose prompt changes at block SWITCH_BLOCK, with a clean history, all of it pure noise."""
+        assert self.data.twins is not None, "only a trainer with twins asks for it"
+        both = switched(self.data.clips[number], self.data.twins[number], SWITCH_BLOCK)
+        sample = at_one_level(self._noised(both, number, np.random.default_rng(number)), level=1.0)
+        return refreshed(sample, SWITCH_BLOCK) if refresh else sample
+
     def _noised(self, clip: tuple[Tensor, Tensor, tuple[str, ...]], seed: int, rng: np.random.Generator) -> Sample:
         """A clip (latents, LR latents, captions) with noise from the seed and noise levels from the generator."""
         latents, compressed, captions = clip
@@ -201,7 +222,26 @@ class Samples:
         sigma = torch.from_numpy(noise_levels(rng, denoised, self.options.shift)).float()
         history = self.options.history_noise * rng.random(blocks) * (rng.random(blocks) >= self.options.clean_history)
         history_sigma = torch.from_numpy(history).float()
-        return Sample(latents, compressed, captions, noise, history_noise, sigma, history_sigma)
+        return Sample(latents, compressed, captions, captions, noise, history_noise, sigma, history_sigma)
+
+
+def switched(
+    before: tuple[Tensor, Tensor, ClipCaptions], after: tuple[Tensor, Tensor, ClipCaptions], cut: int
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """A clip (latents, LR latents, captions) that is `before` up to block `cut`, and `after` from there on."""
+    (first, first_small, asked), (second, second_small, then) = before, after
+    frames = cut * first.shape[1] // len(first_small)
+    return (
+        torch.cat([first[:, :frames], second[:, frames:]], dim=1),
+        torch.cat([first_small[:cut], second_small[cut:]]),
+        (*asked.short[:cut], *then.short[cut:]),
+    )
+
+
+def refreshed(sample: Sample, cut: int) -> Sample:
+    """The sample as where the recent block is refreshed at a change of the prompt before block `cut`."""
+    said = sample.clean_captions
+    return replace(sample, clean_captions=(*said[: cut - 1], said[cut], *said[cut:]))
 
 
 def at_one_level(sample: Sample, level: float = MEMORY_LEVEL) -> Sample:
@@ -247,10 +287,14 @@ def composed_tour(
 
 def stacked(samples: Sequence[Sample], history: History, device: torch.device, dual: bool = False) -> Batch:
     """Samples as a batch; the noise levels stay on the CPU."""
+    captions = [sample.captions for sample in samples]
+    clean_captions = [sample.clean_captions for sample in samples]
+    prompts = encoded(captions, device)
     return Batch(
         latents=torch.stack([sample.latents for sample in samples]).to(device),
         compressed=torch.stack([sample.compressed for sample in samples]).to(device),
-        prompts=encoded([sample.captions for sample in samples], device),
+        prompts=prompts,
+        clean_prompts=prompts if clean_captions == captions else encoded(clean_captions, device),
         noise=torch.stack([sample.noise for sample in samples]).to(device),
         history_noise=torch.stack([sample.history_noise for sample in samples]).to(device),
         sigma=torch.stack([sample.sigma for sample in samples]),

@@ -26,6 +26,7 @@ from ..model.vae import WanVAE, encode_clip
 from ..world.drawing import render
 from ..world.places import FEWEST_BLOCKS, sample_tour
 from ..world.scenes import FPS, FRAME, LONGEST_START, sample_scene
+from ..world.twins import twin_scene
 
 SHARD = 32  # clips a file
 
@@ -41,6 +42,7 @@ class ClipSet:
     temporal_stride: int = 2  # of the compressor
     away: bool = False  # of scenes in which things leave the view and come back
     places: bool = False  # of tours through places (world/places.py)
+    twins: bool = False  # each the same as in the set without, but for one colour (world/twins.py)
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.latent_frames % self.block_frames:
@@ -64,11 +66,11 @@ class ClipSet:
     @property
     def kind(self) -> str:
         """How the files are named."""
-        return "places" if self.places else "away" if self.away else "clips"
+        return "places" if self.places else "away" if self.away else "twins" if self.twins else "clips"
 
     def as_dict(self) -> dict[str, Any]:
-        """What tells the set from others. Sets without places are told as they were before there were any."""
-        return {name: value for name, value in vars(self).items() if name != "places" or value}
+        """What tells the set from others. Sets without places or twins are told as before there were any."""
+        return {name: value for name, value in vars(self).items() if name not in ("places", "twins") or value}
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ def clip_pixels(number: int, clips: ClipSet) -> tuple[Tensor, ClipCaptions]:
         captions = ClipCaptions(*(tuple(tour.captions(described)) for described in several))
         return tour.pixels(block_lengths(clips.blocks, clips.block_frames), clips.size), captions
     scene = sample_scene(rng, away=clips.away)
-    pixels = render(scene, video_frames(clips.latent_frames), FPS, clips.size, start=int(rng.integers(LONGEST_START)))
+    start = int(rng.integers(LONGEST_START))
+    scene = twin_scene(scene, rng) if clips.twins else scene
+    pixels = render(scene, video_frames(clips.latent_frames), FPS, clips.size, start)
     same = clips.blocks * (scene.caption,)
     return pixels, ClipCaptions(same, same)
 

@@ -181,13 +181,13 @@ def compose(attributes: Attributes, seed: int | np.random.Generator, phrasing: i
 def _closed(attributes: Attributes, rng: np.random.Generator) -> Attributes:
     """The same attributes with a colour for everything: those that are left out are drawn."""
     if isinstance(attributes, ObjectAttributes):
-        colour = attributes.colour or _pick(rng, _beside(attributes.background))
-        return replace(attributes, colour=colour, background=attributes.background or _pick(rng, _beside(colour)))
+        colour = attributes.colour or _pick(rng, beside(attributes.background))
+        return replace(attributes, colour=colour, background=attributes.background or _pick(rng, beside(colour)))
     landmarks = list(attributes.landmarks)
     for i, (colour, kind) in enumerate(landmarks):
         if not colour:
             taken = {landmark.colour for landmark in landmarks if landmark.colour}
-            free = _landmark_colours(kind, taken, attributes.ground, attributes.sky)
+            free = landmark_colours(kind, taken, attributes.ground, attributes.sky)
             landmarks[i] = Landmark(_pick(rng, free or LANDMARK_COLOURS[kind]), kind)
     return replace(attributes, landmarks=tuple(landmarks))
 
@@ -235,7 +235,7 @@ def _sample_objects(rng: np.random.Generator, motion: str | None = None, count: 
     shape = _pick(rng, [shape for shape in SHAPES if not (motion == "spins" and shape == "circle")])
     size = _pick(rng, ["", "", "small", "large"]) if count == 1 else _pick(rng, ["", "small"])
     colour = _pick(rng, COLOURS)
-    background = _pick(rng, _beside(colour))
+    background = _pick(rng, beside(colour))
     return ObjectAttributes(count, size, colour, shape, motion, background)
 
 
@@ -246,17 +246,17 @@ def _sample_landscape(rng: np.random.Generator, landmarks: int | None = None) ->
     chosen: list[Landmark] = []
     for kind in rng.permutation(list(LANDMARK_COLOURS))[:count]:
         taken = {landmark.colour for landmark in chosen}
-        if free := _landmark_colours(kind, taken, ground, sky):
+        if free := landmark_colours(kind, taken, ground, sky):
             chosen.append(Landmark(_pick(rng, free), str(kind)))
     return LandscapeAttributes(tuple(chosen), ground, sky) if len(chosen) == count else _sample_landscape(rng, count)
 
 
-def _beside(colour: str) -> list[str]:
+def beside(colour: str) -> list[str]:
     """The colours that can be told from this one; all of them for ""."""
     return [each for each in COLOURS if each != colour and {each, colour} not in TOO_CLOSE]
 
 
-def _landmark_colours(kind: str, taken: set[str], ground: str, sky: str) -> list[str]:
+def landmark_colours(kind: str, taken: set[str], ground: str, sky: str) -> list[str]:
     """The colours that a landmark may have beside those that are `taken` by others.
 
     Each landmark has a colour of its own. Only green trees and blue lakes may share theirs with the land.

@@ -209,7 +209,8 @@ def test_a_block_sees_its_own_caption_and_its_history_that_of_theirs() -> None:
     """Another caption of block 2 changes its own error, and, through its keys, later ones; not those before."""
     made = trainer(first_again=0)
     sample = made.samples.measured_places(made.data.places, 39)
-    other = replace(sample, captions=(*sample.captions[:2], "place four", *sample.captions[3:]))
+    captions = (*sample.captions[:2], "place four", *sample.captions[3:])
+    other = replace(sample, captions=captions, clean_captions=captions)
     weights = torch.ones(1, 1, 20, 8, 8)
     with torch.no_grad():
         one, two = (
@@ -289,4 +290,4 @@ def test_a_run_without_places_is_told_as_before() -> None:
 def test_a_bidirectional_teacher_has_no_places(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--bidirectional", "--place-clips", "8", "--clips", "8", "--held-out", "2", "--folder", f"{tmp_path}"]
     assert main(["train", "base", *options]) == 1
-    assert "leave out --place-clips or --bidirectional" in capsys.readouterr().err
+    assert "leave out --place-clips and --twin-clips, or --bidirectional" in capsys.readouterr().err
