@@ -109,6 +109,11 @@ def compressed_latents(pixels: Tensor, clips: ClipSet, vae: WanVAE) -> Tensor:
     return lr_latents(whole, vae, clips.temporal_stride)
 
 
+def shard_numbers(clips: ClipSet, shard: int) -> range:
+    """The clips of a shard; the last one has no more than are asked for."""
+    return range(shard * SHARD, min((shard + 1) * SHARD, clips.count))
+
+
 def shard_path(folder: Path, clips: ClipSet, shard: int) -> Path:
     return folder / f"{clips.kind}-{clips.size}x{clips.latent_frames}-{shard:05d}.safetensors"
 
@@ -116,6 +121,8 @@ def shard_path(folder: Path, clips: ClipSet, shard: int) -> Path:
 @torch.no_grad()
 def prepare(folder: str | Path, clips: ClipSet, vae: WanVAE, part: int = 0, parts: int = 1) -> int:
     """Writes the shards that are not there yet; returns how many. Several processes take a `part` of `parts` each.
+
+    A larger set makes the last shard of a smaller one anew.
 
     Raises PackForcingError when another VAE encoded the shards that are there.
     """
@@ -125,15 +132,18 @@ def prepare(folder: str | Path, clips: ClipSet, vae: WanVAE, part: int = 0, part
     written = 0
     for shard in range(part, clips.shards, parts):
         path = shard_path(folder, clips, shard)
+        numbers = shard_numbers(clips, shard)
         if path.exists():
-            if read_shard(path)[1]["vae"] != encoder:
+            tensors, metadata = read_shard(path)
+            if metadata["vae"] != encoder:
                 raise PackForcingError(
                     f"The clips in {folder} were encoded by another VAE than this one: give another --clip-folder, or "
                     "delete them."
                 )
-            continue
+            if len(tensors["latents"]) >= len(numbers):
+                continue
         latents, compressed, captions = [], [], []
-        for number in range(shard * SHARD, (shard + 1) * SHARD):
+        for number in numbers:
             pixels, words = clip_pixels(number, clips)
             latents.append(encode_clip(vae, pixels[None].to(vae.device, vae.dtype))[0].half().cpu())
             compressed.append(compressed_latents(pixels[None], clips, vae).half().cpu())
@@ -161,6 +171,10 @@ class LatentClips:
                     f"The clips are not all encoded: {path} is missing; run the command again with --prepare."
                 )
             tensors, metadata = read_shard(path)
+            if len(tensors["latents"]) < len(shard_numbers(clips, shard)):
+                raise PackForcingError(
+                    f"The clips are not all encoded: {path} is of a smaller set; run the command again with --prepare."
+                )
             latents.append(tensors["latents"])
             compressed.append(tensors["reduced"])
             self.captions += [_captions(each, clips.blocks) for each in metadata["captions"]]

@@ -22,11 +22,13 @@ import torch
 from safetensors.torch import save_file
 
 from packforcing.cli.main import main
+from packforcing.demo.models import demo_vae
 from packforcing.demo.text import encode_prompt
 from packforcing.devices import fast_dtype
 from packforcing.errors import PackForcingError
 from packforcing.files.compressor_file import load_compressor
 from packforcing.files.wan_checkpoint import load_wan
+from packforcing.model.vae import load_vae
 from packforcing.model.wan_modules import SIZES, WanModules, build_wan_modules
 from packforcing.training import base, base_command, blocks, clips, compressor, models, options, rollouts
 from packforcing.training.checkpoints import Checkpoints
@@ -56,8 +58,8 @@ def command(part: str, folder: Path) -> list[str]:
     """A small run of each trainer, without its folder."""
     model = f"--model random:tiny --prompts {folder / 'prompts.safetensors'} --blocks 4"
     parts = {
-        "base": f"--latent-frames 12 --size 64 --clips 32 --held-out 4 --batch 2 --open-captions 0.5 --away-clips 32 "
-        f"--place-clips 32 --whole-steps 1 --compressor-output {folder / 'hr.safetensors'} "
+        "base": f"--latent-frames 12 --size 64 --clips 6 --held-out 2 --batch 2 --open-captions 0.5 --away-clips 6 "
+        f"--place-clips 12 --whole-steps 1 --compressor-output {folder / 'hr.safetensors'} "
         f"--clip-folder {folder / 'clips'}",
         "compressor": f"{model} --rollouts 2 --held-out 1 --batch 2 --rollout-folder {folder / 'rollouts'}",
         "forcing": f"{model} --critic-turns 2 --critic-rate 1e-3 --empty-prompt {folder / 'empty.safetensors'}",
@@ -201,9 +203,6 @@ def parse(part: str, arguments: list[str]):
 
 
 def test_a_larger_set_of_clips_begins_with_the_smaller(folder: Path, tmp_path: Path) -> None:
-    from packforcing.demo.models import demo_vae
-    from packforcing.model.vae import load_vae
-
     vae = load_vae(demo_vae())
     shape = clips.ClipSet(40, latent_frames=4, size=64)
     assert clips.prepare(tmp_path, shape, vae, part=1, parts=2) == 1
@@ -217,6 +216,19 @@ def test_a_larger_set_of_clips_begins_with_the_smaller(folder: Path, tmp_path: P
     latents, compressed, words = whole[39]
     assert (latents.shape, compressed.shape) == ((16, 4, 8, 8), (1, 16, 2, 2, 2))
     assert clips.clip_pixels(39, shape)[1] == words
+
+
+def test_a_set_that_grows_makes_its_last_file_anew(tmp_path: Path) -> None:
+    vae = load_vae(demo_vae())
+    small, large = (clips.ClipSet(count, latent_frames=4, size=64) for count in (2, 3))
+    assert clips.prepare(tmp_path, small, vae) == 1
+    first = clips.LatentClips(tmp_path, small)
+    assert len(first.latents) == 2
+    with pytest.raises(PackForcingError, match="of a smaller set"):
+        clips.LatentClips(tmp_path, large)
+    assert clips.prepare(tmp_path, large, vae) == 1
+    assert torch.equal(clips.LatentClips(tmp_path, large).latents[:2], first.latents)
+    assert clips.prepare(tmp_path, small, vae) == 0
 
 
 class SameClips:
