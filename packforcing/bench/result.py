@@ -66,6 +66,7 @@ def conditions(settings: Settings) -> dict[str, Any]:
         "size": [layout.size.width, layout.size.height],
         "dtype": type_name(model.dtype),
         "linear_dtype": model.linear_dtype,
+        "weights_device": model.weights_device,
         "compiled": model.compiled,
         "vae_dtype": type_name(fast_dtype(device)) if model.vae else None,
         "steps": settings.sampling.steps,
