@@ -249,7 +249,7 @@ class LongVideoSamplerNode(io.ComfyNode):
         said = 0 if live_prompt is None else min(blocks, most_held(prompt_switch, blend_blocks))
         planned = planned_run(models, settings, blocks, memory, len(prompts) + said)
         with out_of_memory_told(planned):
-            adapter.load_models(patchers, planned.needed_bytes)
+            adapter.load_models(patchers, planned.needed_bytes + room_to_read_ahead(model, planned, memory))
             tune_models(models, layout, attention=False)  # which is ComfyUI's choice, or the user's
             story = story_from(prompts, wan.embed_text, prompt_switch, blend_blocks)
             again = refresh_passes(story, cache_config, 0, blocks) + (sampling.more_in_first if start is None else 0)
@@ -260,6 +260,14 @@ class LongVideoSamplerNode(io.ComfyNode):
             with hearing(live_prompt, video, prompts, blocks, bring_back, progress.more) as told:
                 made = run(video, blocks, start, model, progress, told)
         return made.outputs(model, video.record, state_of(video, told.prompts, made.latents))
+
+
+def room_to_read_ahead(model, planned: PlannedRun, memory: DeviceMemory) -> int:
+    """Where weights and run are more than the device holds, has the weights read ahead: the bytes that this takes."""
+    wan = planned.models.wan
+    if memory.available is not None and memory.movable + planned.needed_bytes > memory.available:
+        wan.weights = adapter.weights_ahead(model, wan)
+    return wan.weights.bytes
 
 
 def load_again(patchers: list[ModelPatcher], planned: PlannedRun, video: LongVideo) -> None:

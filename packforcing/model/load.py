@@ -52,9 +52,11 @@ def make_causal_wan(
         weights_device: one of WEIGHTS_DEVICES; "host" leaves the layers' weights in host memory, pinned for a GPU.
     """
     device, on_host = torch.device(device), weights_device == "host"
-    modules = modules.to("cpu" if on_host else device, dtype)
+    home = torch.device("cpu") if on_host else device
+    modules = modules.to(dtype)
     if linear_dtype != "model":
-        multiply_in_fp8(modules)
+        multiply_in_fp8(modules, home)  # before the others: a small device never holds the unrounded layers
+    modules.to(home)
     if not on_host:
         return CausalWan(modules, dtype=dtype, device=device, compiled=compiled)
     for name, part in modules.named_children():

@@ -174,7 +174,7 @@ class ReadAhead:
             for module in chain(*self._layers[layer : layer + 1])
             for tensors in (module._parameters, module._buffers)
             for name, tensor in tensors.items()
-            if tensor is not None and tensor.device != self._device and type(tensor) in (Tensor, nn.Parameter)
+            if tensor is not None and tensor.device.type != self._device.type and type(tensor) in (Tensor, nn.Parameter)
         ]
 
     def _all_pinned(self, layer: int) -> bool:
