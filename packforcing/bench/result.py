@@ -53,15 +53,7 @@ def conditions(settings: Settings) -> dict[str, Any]:
     """What the numbers hold for."""
     model, layout, device = settings.model, settings.layout, settings.device
     return {
-        "device": device_name(device),
-        "device_type": device.type,
-        "threads": torch.get_num_threads() if device.type == "cpu" else None,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-        },
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **machine(device),
         "model": model.name,
         "size": [layout.size.width, layout.size.height],
         "dtype": type_name(model.dtype),
@@ -75,6 +67,21 @@ def conditions(settings: Settings) -> dict[str, Any]:
         "frames_per_block": settings.frames_per_block,
         "tokens_per_block": layout.tokens_per_block,
         "context_tokens": layout.context_tokens,
+    }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Where and when something is measured."""
+    return {
+        "device": device_name(device),
+        "device_type": device.type,
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+        },
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
 
