@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config import COMPRESSED_SPACE_STRIDE, PATCH, TEXT_TOKENS, VAE_TIME_STRIDE, Layout
 from ..devices import fast_dtype
 from ..generate.long_video import VideoModels
-from ..known_models import SIZES, TINY, VAE_DIMS
+from ..known_models import KNOWN_MODELS, SIZES, VAE_DIMS
 from ..model.causal_wan import CausalWan, TextKV
 from ..model.compressor import Compressor
 from ..model.load import make_causal_wan
@@ -23,7 +23,7 @@ from ..model.vae import WanVAE, init_vae
 from ..model.wan_modules import build_wan_modules, random_state_dict
 
 SEED = 0
-MODELS = ("wan2.1-1.3b", TINY)  # of KNOWN_MODELS, those that a benchmark can name
+MODELS = tuple(KNOWN_MODELS)  # that a benchmark can name
 
 
 def random_wan(
@@ -35,7 +35,7 @@ def random_wan(
     weights_device: str = "device",
 ) -> CausalWan:
     """A transformer of the sizes `model`; the random numbers are drawn on the device, where that takes no time."""
-    modules = build_wan_modules(SIZES[model], random_state_dict(SIZES[model], SEED, device))
+    modules = build_wan_modules(SIZES[model], random_state_dict(SIZES[model], SEED, device, dtype))
     return make_causal_wan(modules, device, dtype, linear_dtype, compiled, weights_device)
 
 
