@@ -27,10 +27,13 @@ from einops import rearrange
 from server import PromptServer
 from torch import Tensor, nn
 
+from ..packforcing.demo.models import demo_preview
 from ..packforcing.errors import PackForcingError
 from ..packforcing.files.scaled_fp8 import HEADER_KEY, LayerFormats
+from ..packforcing.known_models import MODELS, TINY, ModelShape
 from ..packforcing.model.attention import Attention, fast_attention
 from ..packforcing.model.causal_wan import CausalWan
+from ..packforcing.model.latent_preview import LatentPreview
 from ..packforcing.model.read_ahead import AtHand, StreamedWeights, Weights
 from ..packforcing.model.vae import WanVAE, load_vae
 
@@ -277,9 +280,10 @@ def preview_side() -> int:
     return args.preview_size
 
 
-def latents_as_frames(latents: Tensor) -> Tensor:
-    """Frames [1, 3, T, h, w] in [-1, 1] estimated from latents [1, 16, T, h, w], for previews without a VAE."""
+def latent_preview(shape: ModelShape) -> LatentPreview:
+    """The map from a model's latents to a preview's colours: fitted for the demo, ComfyUI's own for Wan 2.1's VAE."""
+    if shape == MODELS[TINY]:
+        return demo_preview()
     latent_format = comfy.latent_formats.Wan21()
-    factors = torch.tensor(latent_format.latent_rgb_factors, device=latents.device)
-    bias = torch.tensor(latent_format.latent_rgb_factors_bias, device=latents.device)
-    return (torch.einsum("b c t h w, c r -> b r t h w", latents, factors) + bias.view(1, 3, 1, 1, 1)).clamp(-1, 1)
+    factors = torch.tensor(latent_format.latent_rgb_factors)
+    return LatentPreview(((factors.T, torch.tensor(latent_format.latent_rgb_factors_bias)),))
