@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import ModuleType
 from typing import Any
 
 import comfy.latent_formats
@@ -23,12 +25,16 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy_execution.utils import get_executing_context
 from einops import rearrange
 from server import PromptServer
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..packforcing.demo.models import demo_preview
 from ..packforcing.errors import PackForcingError
 from ..packforcing.files.scaled_fp8 import HEADER_KEY, LayerFormats
+from ..packforcing.known_models import MODELS, TINY, ModelShape
 from ..packforcing.model.attention import Attention, fast_attention
 from ..packforcing.model.causal_wan import CausalWan
+from ..packforcing.model.latent_preview import LatentPreview
+from ..packforcing.model.read_ahead import AtHand, StreamedWeights, Weights
 from ..packforcing.model.vae import WanVAE, load_vae
 
 # By this, ComfyUI's model detection takes a Wan for a causal one, whose MODEL its node Sampler AR Video runs.
@@ -134,6 +140,54 @@ def causal_wan(model: comfy.model_patcher.ModelPatcher) -> CausalWan:
     return CausalWan(modules, comfy_attention(model), compute_dtype(model), model.load_device)
 
 
+def weights_ahead(model: comfy.model_patcher.ModelPatcher, wan: CausalWan) -> Weights:
+    """What reads the weights of a MODEL that does not fit its device ahead of the layer that needs them.
+
+    ComfyUI itself brings each operation its weights when it is called. On a CPU, and where a ComfyUI with dynamic VRAM
+    has no queue for whole layers, that stays so.
+    """
+    if model.load_device.type != "cuda":
+        return AtHand()
+    layers: list[nn.Module] = list(wan.modules.blocks)
+    if not (hasattr(model, "is_dynamic") and model.is_dynamic()):
+        return StreamedWeights(layers, model.load_device)
+    try:
+        from comfy import model_prefetch
+    except ImportError:
+        return AtHand()
+    return QueuedWeights(model_prefetch, layers, model.load_device)
+
+
+class QueuedWeights:
+    """`Weights` under dynamic VRAM: ComfyUI's own queue faults a layer's weights in while the one before computes."""
+
+    bytes = 0  # ComfyUI sees to its buffers
+
+    def __init__(self, prefetch: ModuleType, layers: Sequence[nn.Module], device: torch.device) -> None:
+        self._prefetch = prefetch
+        self._layers = layers
+        self._device = device
+        self._queue: Any = None  # of the pass that runs
+
+    @contextmanager
+    def at(self, layer: int) -> Iterator[None]:
+        prefetch = self._prefetch
+        if layer == 0:
+            wanted = {"prefetch_dynamic_vbars": True}
+            self._queue = prefetch.make_prefetch_queue(list(self._layers), self._device, wanted)
+        try:
+            prefetch.prefetch_queue_pop(self._queue, self._device, self._layers[layer])
+            yield
+            if layer == len(self._layers) - 1:
+                prefetch.prefetch_queue_pop(self._queue, self._device, None)
+        except BaseException:
+            prefetch.cleanup_prefetch_queues()
+            raise
+
+    def prompt(self, layer: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
 def wan_vae(vae) -> tuple[WanVAE, comfy.model_patcher.ModelPatcher]:
     """The library's streaming VAE over the tensors of a ComfyUI VAE, and the patcher by which ComfyUI loads it.
 
@@ -226,9 +280,10 @@ def preview_side() -> int:
     return args.preview_size
 
 
-def latents_as_frames(latents: Tensor) -> Tensor:
-    """Frames [1, 3, T, h, w] in [-1, 1] estimated from latents [1, 16, T, h, w], for previews without a VAE."""
+def latent_preview(shape: ModelShape) -> LatentPreview:
+    """The map from a model's latents to a preview's colours: fitted for the demo, ComfyUI's own for Wan 2.1's VAE."""
+    if shape == MODELS[TINY]:
+        return demo_preview()
     latent_format = comfy.latent_formats.Wan21()
-    factors = torch.tensor(latent_format.latent_rgb_factors, device=latents.device)
-    bias = torch.tensor(latent_format.latent_rgb_factors_bias, device=latents.device)
-    return (torch.einsum("b c t h w, c r -> b r t h w", latents, factors) + bias.view(1, 3, 1, 1, 1)).clamp(-1, 1)
+    factors = torch.tensor(latent_format.latent_rgb_factors)
+    return LatentPreview(((factors.T, torch.tensor(latent_format.latent_rgb_factors_bias)),))

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..packforcing.generate.story import time_of
+from ..packforcing.model.latent_preview import LatentPreview
 from ..packforcing.pixels import to_uint8
 from . import adapter
 
@@ -26,7 +27,8 @@ RATE_BLOCKS = 8  # over which the speed is measured
 class Progress:
     """ComfyUI's progress bar over all model passes, with the newest block's picture; also where Cancel is heard.
 
-    `notes` are what the node has said of the run before, and goes on to say below the line that changes.
+    `estimate` makes the picture where there are no frames: no VAE is waited for. `notes` are what the node has said of
+    the run before, and goes on to say below the line that changes.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Progress:
         given: int,
         steps: int,
         refreshed: int,
+        estimate: LatentPreview,
         notes: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -43,6 +46,7 @@ class Progress:
         self._passes = passes
         self._done = 0
         self._blocks = blocks
+        self._estimate = estimate
         self._notes = notes
         self._shown = 0
         self._frames = 0
@@ -60,7 +64,7 @@ class Progress:
 
     def show(self, latents: Tensor, frames: Tensor | None) -> None:
         """A block is finished: latents [1, 16, T, h, w], and its frames [1, 3, F, H, W] where there is a VAE."""
-        self._bar.update_absolute(min(self._done, self._passes), self._passes, preview(latents, frames))
+        self._bar.update_absolute(min(self._done, self._passes), self._passes, preview(latents, frames, self._estimate))
         self._shown += 1
         self._frames += 4 * latents.shape[2] if frames is None else frames.shape[2]
         self._times.append((self._clock(), self._frames))
@@ -76,11 +80,11 @@ class Progress:
         return f"{where}, {(after - before) / (now - began):.1f} frames/s, {time_of(round(left))} left"
 
 
-def preview(latents: Tensor, frames: Tensor | None) -> tuple[str, Image.Image, None] | None:
+def preview(latents: Tensor, frames: Tensor | None, estimate: LatentPreview) -> tuple[str, Image.Image, None] | None:
     """A block's moving picture, estimated from the latents where there are no frames; None where none is wanted."""
     if not adapter.previews_wanted():
         return None
-    return moving_preview(adapter.latents_as_frames(latents) if frames is None else frames)
+    return moving_preview(estimate.frames(latents) if frames is None else frames)
 
 
 def moving_preview(frames: Tensor) -> tuple[str, Image.Image, None]:

@@ -29,6 +29,7 @@ from ..packforcing.generate.schedule import MOST_STEPS, UPDATES
 from ..packforcing.generate.side_stream import CHOICES, overlap_wanted
 from ..packforcing.generate.start import Start, check_start, started_blocks
 from ..packforcing.generate.state import check_fits, encoded_prompts, journalled, prompts_after, state_of, story_from
+from ..packforcing.generate.stopwatch import Stopwatch
 from ..packforcing.generate.story import SWITCHES, check_switch, refresh_passes
 from ..packforcing.host_memory import available_memory, is_out_of_host_memory
 from ..packforcing.model.compressor import TRAINING_FREE, Compressor, CompressorChoice
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 
 SIDE = "Pixels, a multiple of 16."
 MOST_LAST_FRAMES = 16
+CPU = torch.device("cpu")  # whose clock a preview's time is: all of it is waited for
 
 
 class LongVideoSamplerNode(io.ComfyNode):
@@ -249,17 +251,26 @@ class LongVideoSamplerNode(io.ComfyNode):
         said = 0 if live_prompt is None else min(blocks, most_held(prompt_switch, blend_blocks))
         planned = planned_run(models, settings, blocks, memory, len(prompts) + said)
         with out_of_memory_told(planned):
-            adapter.load_models(patchers, planned.needed_bytes)
+            adapter.load_models(patchers, planned.needed_bytes + room_to_read_ahead(model, planned, memory))
             tune_models(models, layout, attention=False)  # which is ComfyUI's choice, or the user's
             story = story_from(prompts, wan.embed_text, prompt_switch, blend_blocks)
             again = refresh_passes(story, cache_config, 0, blocks) + (sampling.more_in_first if start is None else 0)
             given = 0 if start is None else start.blocks(cache_config.block_frames)
-            progress = Progress(blocks, given, len(sampling.steps_of(1)), again, notes)
+            estimate = adapter.latent_preview(wan.shape)
+            progress = Progress(blocks, given, len(sampling.steps_of(1)), again, estimate, notes)
             video = planned.video(story, progress.on_step)
             bring_back = partial(load_again, patchers, planned, video)
             with hearing(live_prompt, video, prompts, blocks, bring_back, progress.more) as told:
                 made = run(video, blocks, start, model, progress, told)
         return made.outputs(model, video.record, state_of(video, told.prompts, made.latents))
+
+
+def room_to_read_ahead(model, planned: PlannedRun, memory: DeviceMemory) -> int:
+    """Where weights and run are more than the device holds, has the weights read ahead: the bytes that this takes."""
+    wan = planned.models.wan
+    if memory.available is not None and memory.movable + planned.needed_bytes > memory.available:
+        wan.weights = adapter.weights_ahead(model, wan)
+    return wan.weights.bytes
 
 
 def load_again(patchers: list[ModelPatcher], planned: PlannedRun, video: LongVideo) -> None:
@@ -383,7 +394,8 @@ def run(
                     writer.write(block.decoded)
                 latents.append(block.latents.cpu())
                 last = block.frames
-                progress.show(block.latents, block.frames)
+                with Stopwatch(CPU).stretch(video.record.blocks[block.index].seconds, "preview"):
+                    progress.show(block.latents, block.frames)
     except BaseException:
         made = torch.cat(latents, dim=2) if latents else None
         files.keep(made, partial(adapter.comfy_samples, model), partial(state_of, video, told.prompts))

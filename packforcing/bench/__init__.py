@@ -14,6 +14,7 @@
     result      the JSON object
     text        lines for people
     run         the command
+    exactness   the command `check`: does a device compute what the CPU does
 
 Nothing here is imported by the rest of the library, the command line aside.
 """

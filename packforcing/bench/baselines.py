@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..cache.cache import Cache
+from ..cache.kv_buffer import KVBuffer
 from ..cache.rope import EAGER_ROTARY, RotaryOps
 from ..config import LATENT_CHANNELS, Layout, ModelShape
 from ..generate.sampling import Sampling, noise_generator
@@ -26,6 +27,10 @@ from .stages import spread
 OURS = "packforcing"
 UNBOUNDED = "unbounded-full-cache"
 CONCATENATING = "concatenating-three-partition"
+ROLLING = "self-forcing-rolling-window"
+BASELINES = (UNBOUNDED, ROLLING, CONCATENATING)  # in the order in which they are reported
+
+WINDOW_FRAMES = 21  # latent frames that Self-Forcing's rolling cache holds, the current block's included
 
 
 class UnboundedCache(Cache):
@@ -54,6 +59,57 @@ class UnboundedCache(Cache):
         if self.shared:
             self.layers *= model.layers
             self.model = model
+
+
+class RollingCache(Cache):
+    """Self-Forcing's rolling window: the last `WINDOW_FRAMES` latent frames, the current block's included.
+
+    As its code keeps them (`CausalWanSelfAttention`, with `local_attn_size`): one buffer a layer, in time's order.
+    Where a new block has no room, what stays is copied to the front in each layer's first pass, through a clone, and
+    the new keys and values go to the end. Keys are rotated once, where they were made. Not done as there: its indices
+    lie on the device, so that the host waits for it in every layer and pass.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        model: ModelShape,
+        device: torch.device,
+        dtype: torch.dtype,
+        rotary: RotaryOps = EAGER_ROTARY,
+    ) -> None:
+        frames = layout.config.block_frames
+        held = max(WINDOW_FRAMES, frames)
+        recent = -(-(held - frames) // frames) * frames  # whole blocks, the oldest of which may be held in part
+        config = replace(
+            layout.config,
+            sink_frames=0,
+            recent_frames=recent,
+            top_k=0,
+            position_range=0,
+            rope_adjustment=False,
+            kv_dtype="model",
+        )
+        self.window = held * layout.size.tokens_per_frame
+        self._written = [(-1, 0)] * model.layers  # of each layer: the newest block, and where its tokens end
+        super().__init__(replace(layout, config=config), model, device, dtype, rotary=rotary)
+
+    def new_buffer(self, tokens: int) -> KVBuffer:
+        return super().new_buffer(self.window)
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        block, end = self._written[layer]
+        kv, new = self.layers[layer].kv, keys.shape[1]
+        if block != self.block:
+            evicted = max(0, end + new - self.window)
+            if evicted:
+                kv.copy(slice(0, end - evicted), kv.keys[:, evicted:end].clone(), kv.values[:, evicted:end].clone())
+            end += new - evicted
+            self._written[layer] = self.block, end
+        kv.write(slice(end - new, end), keys, values, self.rotations.current)
+
+    def context(self, layer: int) -> tuple[Tensor, Tensor]:
+        return self.layers[layer].kv.read(self._written[layer][1])
 
 
 class ConcatenatingCache(Cache):
@@ -185,11 +241,15 @@ def contest(
     """
     shape, device, dtype = wan.shape, wan.device, wan.dtype
     unbounded = UnboundedCache(layout, shape, index + repeats, device, dtype, wan.rotary)
+    rolling = RollingCache(layout, shape, device, dtype, wan.rotary)
     caches: dict[str, Cache] = {
         OURS: Cache(layout, shape, device, dtype, rotary=wan.rotary),
         UNBOUNDED: unbounded,
+        ROLLING: rolling,
         CONCATENATING: ConcatenatingCache(layout, shape, device, dtype, wan.rotary),
     }
+    kv_bytes = dict.fromkeys(caches, shape.kv_bytes(layout.context_tokens, dtype.itemsize))
+    kv_bytes |= {UNBOUNDED: unbounded.complete_bytes, ROLLING: shape.kv_bytes(rolling.window, dtype.itemsize)}
     with torch.no_grad():
         for cache in caches.values():
             fill(cache, index - 1)
@@ -206,7 +266,7 @@ def contest(
             statistics.median(times[name]),
             spread(times[name]),
             cache is unbounded and unbounded.shared,
-            unbounded.complete_bytes if cache is unbounded else shape.kv_bytes(layout.context_tokens, dtype.itemsize),
+            kv_bytes[name],
         )
         for name, cache in caches.items()
     }
@@ -219,7 +279,7 @@ def comparison(contests: Mapping[int, Mapping[str, Contestant]], frames: int) ->
     """
     last = max(contests)
     entries = []
-    for name in (UNBOUNDED, CONCATENATING):
+    for name in BASELINES:
         blocks = [_at(index, contests[index][name], contests[index][OURS]) for index in sorted(contests)]
         entries.append(
             {

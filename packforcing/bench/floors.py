@@ -39,10 +39,10 @@ def stage_floors(
     sizes, layout, itemsize = workload.sizes, workload.layout, workload.dtype.itemsize
     tokens, context, text = layout.tokens_per_block, attended_tokens(layout, block), workload.text_tokens
     compressed = layout.compressed_tokens_per_block if layout.config.becomes_mid(block) else 0
-    floors = {
-        "denoise": workload.steps * pass_ms(denoise_work(sizes, tokens, context, text, itemsize), rates),
-        "clean_pass": pass_ms(clean_work(sizes, tokens, compressed, context, text, itemsize), rates),
-    }
+    streamed_ms = 1000 * workload.streamed_bytes / rates.host_copy  # beside the pass that needs them
+    denoise = pass_ms(denoise_work(sizes, tokens, context, text, itemsize), rates)
+    clean = pass_ms(clean_work(sizes, tokens, compressed, context, text, itemsize), rates)
+    floors = {"denoise": workload.steps * max(denoise, streamed_ms), "clean_pass": max(clean, streamed_ms)}
     slot_bytes = compressed * 2 * sizes.dim * itemsize
     # To be filled: each slot is read and written on the device, or crosses the bus once. To be archived: every layer
     # of the block that has been made.

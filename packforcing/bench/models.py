@@ -10,45 +10,38 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import COMPRESSED_SPACE_STRIDE, PATCH, TEXT_TOKENS, VAE_TIME_STRIDE, Layout
 from ..devices import fast_dtype
 from ..generate.long_video import VideoModels
-from ..known_models import SIZES, TINY, VAE_DIMS
+from ..known_models import KNOWN_MODELS, SIZES, VAE_DIMS
 from ..model.causal_wan import CausalWan, TextKV
 from ..model.compressor import Compressor
 from ..model.load import make_causal_wan
 from ..model.vae import WanVAE, init_vae
-from ..model.wan_modules import WanModules, build_wan_modules, random_state_dict
+from ..model.wan_modules import build_wan_modules, random_state_dict
 
 SEED = 0
-MODELS = ("wan2.1-1.3b", TINY)  # of KNOWN_MODELS, those that a benchmark can name
+MODELS = tuple(KNOWN_MODELS)  # that a benchmark can name
 
 
 def random_wan(
-    model: str, device: torch.device, dtype: torch.dtype, linear_dtype: str = "model", compiled: bool = False
+    model: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    linear_dtype: str = "model",
+    compiled: bool = False,
+    weights_device: str = "device",
 ) -> CausalWan:
     """A transformer of the sizes `model`; the random numbers are drawn on the device, where that takes no time."""
-    modules = build_wan_modules(SIZES[model], random_state_dict(SIZES[model], SEED, device))
-    return make_causal_wan(modules, device, dtype, linear_dtype, compiled)
+    modules = build_wan_modules(SIZES[model], random_state_dict(SIZES[model], SEED, device, dtype))
+    return make_causal_wan(modules, device, dtype, linear_dtype, compiled, weights_device)
 
 
 def random_vae(model: str, device: torch.device) -> WanVAE:
     """A VAE of the width that goes with `model`, in the type that is fast there."""
     return init_vae(VAE_DIMS[model], SEED).requires_grad_(False).to(device, fast_dtype(device)).eval()
-
-
-def weight_bytes(model: str, dtype: torch.dtype, vae_dtype: torch.dtype, linear_dtype: str = "model") -> int:
-    """Bytes of the weights of a transformer of the sizes `model`, and of its VAE."""
-    with torch.device("meta"):
-        modules, vae = WanModules(SIZES[model]), WanVAE(VAE_DIMS[model])
-    count = {part: sum(tensor.numel() for tensor in part.state_dict().values()) for part in (modules, vae)}
-    in_fp8 = 0
-    if linear_dtype != "model":
-        in_fp8 = sum(part.weight.numel() for part in modules.blocks.modules() if isinstance(part, nn.Linear))
-    total: int = (count[modules] - in_fp8) * dtype.itemsize + in_fp8 + count[vae] * vae_dtype.itemsize
-    return total
 
 
 def random_text(wan: CausalWan) -> TextKV:

@@ -10,9 +10,11 @@ from ..devices import fast_dtype, memory_of
 from ..generate.long_video import LongVideo, VideoModels, VideoSettings
 from ..generate.memory_budget import DecoderMemory, MemoryDemand
 from ..generate.prepare import DeviceMemory, fitted, tune_models
+from ..known_models import KNOWN_MODELS
 from ..model.attention import Attention
 from ..model.causal_wan import TextKV
-from .models import random_text, random_wan, video_models, weight_bytes
+from ..model.weight_count import weight_count
+from .models import random_text, random_wan, video_models
 from .settings import FPS, Settings
 
 
@@ -38,9 +40,10 @@ def plan_decoding(settings: Settings) -> VideoSettings:
     """How the run decodes in the memory that it may take. Raises PackForcingError when it does not fit at all."""
     model, available = settings.model, limited_memory(settings)
     if available is not None:
-        available = max(
-            0, available - weight_bytes(model.name, model.dtype, fast_dtype(settings.device), model.linear_dtype)
-        )
+        weights = weight_count(KNOWN_MODELS[model.name])
+        vae_itemsize = fast_dtype(settings.device).itemsize
+        taken = weights.bytes(model.dtype.itemsize, vae_itemsize, model.fp8, model.weights_device == "host")
+        available = max(0, available - taken)
     wanted = VideoSettings(settings.layout, settings.sampling, fps=FPS, decode=model.vae, overlap=settings.overlap)
     return fitted(wanted, memory_demand(settings), DeviceMemory(str(settings.device), available))
 
@@ -59,7 +62,8 @@ def limited_memory(settings: Settings) -> int | None:
 def prepare(settings: Settings, decoding: VideoSettings, attention: Attention) -> Prepared:
     """Makes the models and brings them into the forms that are fastest here."""
     model, layout = settings.model, settings.layout
-    wan = random_wan(model.name, model.device, model.dtype, model.linear_dtype, model.compiled)
+    speed = model.linear_dtype, model.compiled, model.weights_device
+    wan = random_wan(model.name, model.device, model.dtype, *speed)
     wan.attention = attention
     text = random_text(wan)
     models = video_models(model.name, wan, layout.temporal_stride, model.vae)

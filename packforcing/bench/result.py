@@ -53,6 +53,26 @@ def conditions(settings: Settings) -> dict[str, Any]:
     """What the numbers hold for."""
     model, layout, device = settings.model, settings.layout, settings.device
     return {
+        **machine(device),
+        "model": model.name,
+        "size": [layout.size.width, layout.size.height],
+        "dtype": type_name(model.dtype),
+        "linear_dtype": model.linear_dtype,
+        "weights_device": model.weights_device,
+        "compiled": model.compiled,
+        "vae_dtype": type_name(fast_dtype(device)) if model.vae else None,
+        "steps": settings.sampling.steps,
+        "repeats": settings.repeats,
+        "config": asdict(layout.config),
+        "frames_per_block": settings.frames_per_block,
+        "tokens_per_block": layout.tokens_per_block,
+        "context_tokens": layout.context_tokens,
+    }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Where and when something is measured."""
+    return {
         "device": device_name(device),
         "device_type": device.type,
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
@@ -62,18 +82,6 @@ def conditions(settings: Settings) -> dict[str, Any]:
             "cuda": torch.version.cuda,
         },
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "model": model.name,
-        "size": [layout.size.width, layout.size.height],
-        "dtype": type_name(model.dtype),
-        "linear_dtype": model.linear_dtype,
-        "compiled": model.compiled,
-        "vae_dtype": type_name(fast_dtype(device)) if model.vae else None,
-        "steps": settings.sampling.steps,
-        "repeats": settings.repeats,
-        "config": asdict(layout.config),
-        "frames_per_block": settings.frames_per_block,
-        "tokens_per_block": layout.tokens_per_block,
-        "context_tokens": layout.context_tokens,
     }
 
 

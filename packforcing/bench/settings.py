@@ -24,6 +24,7 @@ from ..generate.sampling import Sampling
 from ..known_models import KNOWN_MODELS
 from ..model.load import check_speed
 from ..model.wan_modules import SIZES, WanSizes
+from ..model.weight_count import weight_count
 from .work import Workload
 
 DTYPES = ("float32", "bfloat16")  # in which random models are measured
@@ -38,13 +39,26 @@ class ModelChoice:
     device: torch.device
     dtype: torch.dtype  # the transformer's
     linear_dtype: str  # "model", or "fp8_e4m3"
+    weights_device: str  # one of load.WEIGHTS_DEVICES
     compiled: bool
     vae: bool  # False: nothing is decoded, and a stand-in compresses
+
+    @property
+    def fp8(self) -> bool:
+        """Whether linear layers multiply in fp8."""
+        return self.linear_dtype != "model"
 
     @property
     def sizes(self) -> WanSizes:
         """Sizes of the transformer."""
         return SIZES[self.name]
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes of weights that a pass reads from host memory."""
+        if self.weights_device == "device":
+            return 0
+        return weight_count(KNOWN_MODELS[self.name]).pass_bytes(self.dtype.itemsize, self.fp8)
 
     @property
     def vae_dim(self) -> int | None:
@@ -85,7 +99,8 @@ class Settings:
             device=self.device,
             dtype=self.model.dtype,
             vae_dim=self.model.vae_dim,
-            fp8=self.model.linear_dtype != "model",
+            fp8=self.model.fp8,
+            streamed_bytes=self.model.streamed_bytes,
         )
 
 
@@ -100,6 +115,7 @@ def checked(options: argparse.Namespace, config: CacheConfig, device: torch.devi
             device=device,
             dtype=dtype_of(options.dtype, device),
             linear_dtype=options.linear_dtype,
+            weights_device=options.weights_device,
             compiled=options.compile,
             vae=not options.no_vae,
         ),
@@ -124,7 +140,7 @@ def _check(options: argparse.Namespace, device: torch.device) -> None:
         raise PackForcingError(f"The benchmark knows the clocks of cuda and cpu, but --device is {device}.")
     if options.plot and not plots.available():
         raise PackForcingError("--plot needs matplotlib, which is not installed: pip install matplotlib, or drop it.")
-    check_speed(device, options.linear_dtype, options.compile)
+    check_speed(device, options.linear_dtype, options.compile, options.weights_device)
 
 
 def parsed_size(text: str) -> FrameSize:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..byte_units import readable_bytes
 from ..telling import tell
+from .baselines import BASELINES
 from .settings import Settings
 
 SLOW_SECONDS = 600  # from here on the estimate is a warning
@@ -21,7 +22,8 @@ def show_progress(done: int, blocks: int) -> None:
 
 def estimate_line(settings: Settings, block_ms: float) -> str:
     """How long the run takes at the very least, when a block takes `block_ms`; a warning when that is long."""
-    blocks = settings.blocks + 3 * len(settings.baseline_blocks) * (settings.repeats + 1)
+    contestants = 1 + len(BASELINES)
+    blocks = settings.blocks + contestants * len(settings.baseline_blocks) * (settings.repeats + 1)
     seconds = blocks * block_ms / 1000
     line = f"about {block_ms:,.0f} ms a block and {seconds:,.0f} s in all, at the very least"
     if seconds > SLOW_SECONDS:

@@ -30,6 +30,7 @@ class Workload:
     dtype: torch.dtype  # the transformer's
     vae_dim: int | None = None  # width of the VAE; None without one
     fp8: bool = False  # whether linear layers multiply in fp8
+    streamed_bytes: int = 0  # of weights that each pass reads from host memory
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def requested(options: argparse.Namespace) -> Request:
     device = usable_device(options.device)
     check_live(options)
     prompts = prompts_of(options, length, device)
-    check_speed(device, options.linear_dtype, options.compile)
+    check_speed(device, options.linear_dtype, options.compile, options.weights_device)
     choice = compressor_choice(options, config)
     layout = choice.layout(config, size)
     check_kept(options)
@@ -181,7 +181,8 @@ def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[Causal
     else:
         modules = load_wan_modules(options.model, options.weights, dtype, loras)
         vae = load_vae(read_state_dict(options.vae)[0], dtype, options.device)
-    return make_causal_wan(modules, options.device, dtype, options.linear_dtype, options.compile), vae
+    speed = options.linear_dtype, options.compile, options.weights_device
+    return make_causal_wan(modules, options.device, dtype, *speed), vae
 
 
 def prepared(options: argparse.Namespace, request: Request) -> Prepared:
@@ -195,7 +196,9 @@ def prepared(options: argparse.Namespace, request: Request) -> Prepared:
         check_fits(request.state, models, layout)
     overlap = overlap_wanted(options.overlap, device)
     settings = VideoSettings(layout, request.sampling, options.fps, overlap=overlap)
-    memory = DeviceMemory(str(device), memory_of(device), host=available_memory())
+    free = memory_of(device)
+    available = None if free is None else max(0, free - wan.weights.bytes)
+    memory = DeviceMemory(str(device), available, host=available_memory())
     said = most_held(request.prompts.switch, request.prompts.blend_blocks) if options.live else 0
     planned = planned_run(models, settings, request.length.blocks, memory, len(told) + said)
     tune_models(models, layout, compiled=options.compile)

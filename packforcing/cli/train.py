@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..training import base_command, compressor, forcing, vae
+from ..training import base_command, compressor, forcing, preview, vae
 from .options import Commands
 
 
@@ -15,3 +15,4 @@ def add_command(commands: Commands) -> None:
     base_command.add_arguments(parts.add_parser("base", help="the demo's generator, by causal flow matching"))
     compressor.add_arguments(parts.add_parser("compressor", help="the HR branch, for a frozen generator"))
     forcing.add_arguments(parts.add_parser("forcing", help="generator and HR branch together, by DMD"))
+    preview.add_arguments(parts.add_parser("preview", help="the map from latents to a preview's colours"))

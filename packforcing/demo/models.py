@@ -16,6 +16,7 @@ from ..files.compressor_file import load_compressor
 from ..files.weights import read_state_dict
 from ..generate.sampling import Sampling
 from ..model.compressor import CompressorChoice
+from ..model.latent_preview import LatentPreview, from_tensors
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 SAMPLING = Sampling(steps=8, shift=3.0, update="euler")  # the transformer is not step-distilled
@@ -40,3 +41,9 @@ def demo_vae(device: torch.device | str = "cpu") -> dict[str, Tensor]:
 def demo_compressor() -> CompressorChoice:
     """The demo's trained dual-branch compressor. It fits the demo transformer only."""
     return CompressorChoice(COMPRESSOR_NAME, *load_compressor(WEIGHTS / "demo_compressor.safetensors"))
+
+
+def demo_preview() -> LatentPreview:
+    """The map from the demo VAE's latents to a preview's colours."""
+    state, _ = read_state_dict(WEIGHTS / "demo_preview.safetensors")
+    return from_tensors(state)

@@ -36,7 +36,7 @@ from .side_stream import SideStream
 from .stopwatch import Stopwatch
 from .story import Story, Stretch, as_story
 from .video_models import VideoModels as VideoModels
-from .video_models import check_complete
+from .video_models import check_complete, needs_frames
 
 Selected = list[list[int]]  # of a block: for each layer the mid blocks that it attended to, oldest first
 
@@ -146,7 +146,7 @@ class LongVideo:
         self.compressor = models.compressor
         self.vae = vae
         self.decoder: StreamingDecoder | None = None
-        if vae is not None and (settings.decode or config.top_k):
+        if vae is not None and (settings.decode or needs_frames(models, layout)):
             self.decoder = StreamingDecoder(vae, settings.decode_frames)
         self.on_step = on_step
         self.on_block: Callable[[int], None] = no_listener
@@ -382,8 +382,7 @@ class LongVideo:
             return None
         frames = block.frames()
         assert self.compressor is not None, "see check_complete"
-        assert self.vae is not None, "see check_complete"
-        assert frames is not None, "with a VAE and mid blocks there is a decoder"
+        assert self.compressor.direct or frames is not None, "see needs_frames"
         with self._stopwatch.stretch(self.record.blocks[block.index].seconds, "compression"):
             tokens: Tensor = self.compressor(block.latents, frames, self.layout, self.vae, self.wan.patch_tokens)
         return tokens

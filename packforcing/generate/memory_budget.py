@@ -172,7 +172,7 @@ def advice(demand: MemoryDemand, available: int) -> str:
     most = savings[-1] if savings else {}
     frugal = demand.with_config(**most)
     also = f" with {_told(most)}" if most else ""
-    for size in _smaller(demand.layout.size):
+    for size in smaller_sizes(demand.layout.size):
         try:
             found = replace(frugal, layout=replace(frugal.layout, size=size))
         except PackForcingError:  # too small to be compressed
@@ -198,7 +198,7 @@ def _told(changes: dict[str, str]) -> str:
     return " and ".join(f"{name} {value}" for name, value in changes.items())
 
 
-def _smaller(size: FrameSize) -> Iterator[FrameSize]:
+def smaller_sizes(size: FrameSize) -> Iterator[FrameSize]:
     """Frames of the same shape, as far as multiples of 16 allow, from the next smaller one down."""
     for columns in range(size.columns - 1, 0, -1):
         rows = max(1, round(columns * size.rows / size.columns))

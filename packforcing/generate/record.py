@@ -19,7 +19,7 @@ from ..errors import PackForcingError
 
 # The owners of cache memory, in the order in which a picture stacks them.
 PARTITIONS = ("sink", "recent", "current", "mid", "aside", "archive_device", "archive_host", "key_sums")
-STAGES = ("refresh", "denoise", "decode", "wait", "compression", "clean_pass")
+STAGES = ("refresh", "denoise", "decode", "wait", "compression", "clean_pass", "preview")
 
 FORMAT = "packforcing-cache-record"
 VERSION = 2  # of the JSON; 1 had neither a version nor affinity. A new field alone makes no new version.

@@ -16,8 +16,13 @@ class VideoModels:
     """The networks that make a video."""
 
     wan: CausalWan  # the transformer
-    vae: WanVAE | None = None  # decodes frames; the compressor needs it too
+    vae: WanVAE | None = None  # decodes frames; a compressor that goes through pixels needs it too
     compressor: Compressor | None = None  # needed unless `top_k` is 0
+
+
+def needs_frames(models: VideoModels, layout: Layout) -> bool:
+    """Whether blocks must be decoded for what comes after them: for a compressor that goes through pixels."""
+    return layout.config.top_k > 0 and models.compressor is not None and not models.compressor.direct
 
 
 def check_complete(models: VideoModels, layout: Layout) -> None:
@@ -30,7 +35,7 @@ def check_complete(models: VideoModels, layout: Layout) -> None:
             f"Mid blocks are compressed, but there is no compressor and top_k is {top_k}: connect a "
             "PackForcing Compressor Loader, or set top_k to 0."
         )
-    if models.vae is None:
+    if models.vae is None and not compressor.direct:
         raise PackForcingError(
             "The compressor's LR branch goes through pixels and needs a VAE, but there is none: connect the Wan "
             "2.1 VAE, or set top_k to 0 to run without mid blocks."

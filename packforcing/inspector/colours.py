@@ -30,6 +30,7 @@ STAGE_COLOURS: dict[str, Colour] = {
     "refresh": (221, 204, 119),
     "decode": (68, 170, 153),
     "wait": (238, 238, 238),
+    "preview": (153, 153, 51),
 }
 OTHER_STAGE = (128, 132, 140)
 # Of a story's prompts, under dark text; Paul Tol's light palette. Further prompts have the same colours, darker.

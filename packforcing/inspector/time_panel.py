@@ -10,7 +10,7 @@ from .colours import BACKGROUND, FULL, OTHER_STAGE, STAGE_COLOURS, Colour
 from .facts import frames_made, loop_seconds
 from .panels import axis_blocks, pooled
 
-STACKED = ("denoise", "clean_pass", "compression", "refresh", "decode", "wait")
+STACKED = ("denoise", "clean_pass", "compression", "refresh", "decode", "wait", "preview")
 OUTLIER = 2.0  # times the usual block: the axis ends there, or a slow first block would flatten all others
 
 

@@ -25,6 +25,7 @@ from ..devices import to_device
 from ..errors import PackForcingError
 from ..known_models import text_len_of
 from .attention import Attention, fast_attention
+from .read_ahead import AtHand, Weights
 from .wan_protocol import BlockModules, HeadModules, as_wan
 
 
@@ -143,6 +144,9 @@ class CausalWan:
         compiled: whether what a layer does between its attentions, and the rotations of a cache that takes `turns`, are
             compiled, which takes a minute at first.
         text_len: tokens to which prompts are padded; None: as its shape says (`known_models.text_len_of`).
+
+    Attributes:
+        weights: what brings the layers' weights to the device, where they do not lie there (`read_ahead`).
     """
 
     def __init__(
@@ -162,6 +166,7 @@ class CausalWan:
         self._parts = LayerParts().compiled() if compiled else LayerParts()
         self.rotary = compiled_rotary() if compiled else EAGER_ROTARY  # for its caches
         self.text_len = text_len_of(self.shape) if text_len is None else text_len
+        self.weights: Weights = AtHand()
         # In training: keep only the layers' inputs for the backward pass of `denoise`, and compute the rest again.
         # Nothing may be written into the cache in between.
         self.recompute = False
@@ -206,9 +211,10 @@ class CausalWan:
             )
         hidden = self.modules.text_embedding(self.padded(context).to(self.device, self.dtype))
         layers = []
-        for block in self.modules.blocks:
-            keys = block.cross_attn.norm_k(block.cross_attn.k(hidden))
-            values = block.cross_attn.v(hidden)
+        for layer, block in enumerate(self.modules.blocks):
+            with self.weights.prompt(layer):
+                keys = block.cross_attn.norm_k(block.cross_attn.k(hidden))
+                values = block.cross_attn.v(hidden)
             layers.append((_split(keys, self.heads), _split(values, self.heads)))
         return TextKV(tuple(layers))
 
@@ -252,7 +258,8 @@ class CausalWan:
             given = block, hidden, self._modulation_of(block, hidden) + modulations, self._prompt(text, layer), attend
             if self.recompute and torch.is_grad_enabled():
                 hidden = checkpoint(self._layer, *given, use_reentrant=False)
-            else:
+                continue
+            with self.weights.at(layer):
                 hidden = self._layer(*given)
         return self._unpatchify(self._head(hidden, time), x)
 
@@ -291,17 +298,19 @@ class CausalWan:
         last = len(self.modules.blocks) - 1
         for layer, block in enumerate(self.modules.blocks):
             modulation = self._modulation_of(block, hidden) + modulations
-            if layer == last:  # nothing reads what comes after the last layer's keys and values
-                self._store(layer, block, hidden, modulation, cache, full)
-                return
-            attend = partial(self._attend, layer, block, cache=cache, full=full)
-            hidden = self._layer(block, hidden, modulation, self._prompt(text, layer), attend)
+            with self.weights.at(layer):
+                if layer == last:  # nothing reads what comes after the last layer's keys and values
+                    self._store(layer, block, hidden, modulation, cache, full)
+                    return
+                attend = partial(self._attend, layer, block, cache=cache, full=full)
+                hidden = self._layer(block, hidden, modulation, self._prompt(text, layer), attend)
 
     def _write_directly(self, compressed: Tensor, cache: Cache) -> None:
         """Each layer's keys and values of a compressed form, straight from its tokens [B, N_c, d]."""
         for layer, block in enumerate(self.modules.blocks):
             attn = block.self_attn
-            keys, values = attn.norm_k(attn.k(compressed)), attn.v(compressed)
+            with self.weights.at(layer):
+                keys, values = attn.norm_k(attn.k(compressed)), attn.v(compressed)
             cache.write_compressed(layer, _split(keys, self.heads), _split(values, self.heads))
 
     def _prompt(self, text: Text, layer: int) -> Callable[[Tensor], Tensor]:

@@ -73,8 +73,8 @@ def check_fp8(device: torch.device) -> None:
         )
 
 
-def multiply_in_fp8(modules: WanModules) -> None:
-    """Replaces the linear layers inside the blocks by fp8 ones, in place.
+def multiply_in_fp8(modules: WanModules, device: torch.device | str | None = None) -> None:
+    """Replaces the linear layers inside the blocks by fp8 ones, in place, on `device` (None: where they lie).
 
     One layer at a time, so that memory never holds both forms of all layers. Raises PackForcingError for a layer with
     a side that fp8 products cannot take.
@@ -86,4 +86,4 @@ def multiply_in_fp8(modules: WanModules) -> None:
                     f"Multiplying in fp8 needs sides that are multiples of {SIDE}, but blocks.{name} has "
                     f"{module.in_features} and {module.out_features}: leave --linear-dtype at 'model'."
                 )
-            modules.blocks.set_submodule(name, Fp8Linear(module))
+            modules.blocks.set_submodule(name, Fp8Linear(module.to(device)))

@@ -17,11 +17,19 @@ from ..files.wan_checkpoint import load_wan
 from ..known_models import WanSizes
 from .causal_wan import CausalWan
 from .fp8_linear import check_fp8, multiply_in_fp8
+from .read_ahead import StreamedWeights
 from .wan_modules import WanModules, build_wan_modules
 
+WEIGHTS_DEVICES = ("device", "host")  # where the layers' weights lie; from host memory they are read ahead in each pass
 
-def check_speed(device: torch.device, linear_dtype: str, compiled: bool) -> None:
+
+def check_speed(device: torch.device, linear_dtype: str, compiled: bool, weights_device: str = "device") -> None:
     """Raises PackForcingError when a device cannot do what `make_causal_wan` is asked for."""
+    if compiled and weights_device == "host":
+        raise PackForcingError(
+            "--compile wants the weights to stay where they are, but --weights-device host reads them anew in each "
+            "pass: drop one of them."
+        )
     if linear_dtype != "model":
         check_fp8(device)
     if compiled:
@@ -34,12 +42,31 @@ def make_causal_wan(
     dtype: torch.dtype,
     linear_dtype: str = "model",
     compiled: bool = False,
+    weights_device: str = "device",
 ) -> CausalWan:
-    """A transformer to run on a device; `linear_dtype` is one of `fp8_linear.LINEAR_DTYPES`."""
-    modules = modules.to(device, dtype)
+    """A transformer to run on a device.
+
+    Args:
+        linear_dtype: one of `fp8_linear.LINEAR_DTYPES`.
+        compiled: that of `CausalWan`.
+        weights_device: one of WEIGHTS_DEVICES; "host" leaves the layers' weights in host memory, pinned for a GPU.
+    """
+    device, on_host = torch.device(device), weights_device == "host"
+    home = torch.device("cpu") if on_host else device
+    modules = modules.to(dtype)
     if linear_dtype != "model":
-        multiply_in_fp8(modules)
-    return CausalWan(modules, dtype=dtype, device=device, compiled=compiled)
+        multiply_in_fp8(modules, home)  # before the others: a small device never holds the unrounded layers
+    modules.to(home)
+    if not on_host:
+        return CausalWan(modules, dtype=dtype, device=device, compiled=compiled)
+    for name, part in modules.named_children():
+        if name != "blocks":
+            part.to(device)
+        elif device.type == "cuda":
+            part._apply(Tensor.pin_memory)
+    wan = CausalWan(modules, dtype=dtype, device=device, compiled=compiled)
+    wan.weights = StreamedWeights(modules.blocks, device)
+    return wan
 
 
 def check_compiler(device: torch.device) -> None:

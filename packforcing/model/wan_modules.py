@@ -87,8 +87,10 @@ def build_wan_modules(sizes: WanSizes, state_dict: dict[str, Tensor]) -> WanModu
     return modules.requires_grad_(False).eval()
 
 
-def random_state_dict(sizes: WanSizes, seed: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Weights of a sensible scale from a seed, float32: nothing learnt.
+def random_state_dict(
+    sizes: WanSizes, seed: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """Weights of a sensible scale from a seed: nothing learnt. They are drawn in float32, and each is kept as `dtype`.
 
     Drawn on the CPU they have the same bits on every machine; `device` draws (other ones) there, for large sizes.
     """
@@ -107,4 +109,5 @@ def random_state_dict(sizes: WanSizes, seed: int, device: torch.device | str = "
             state[name] = torch.ones(like.shape, device=device)
         else:
             state[name] = 0.02 * noise
+        state[name] = state[name].to(dtype)
     return state

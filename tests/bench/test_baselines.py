@@ -6,14 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cache_reference import Grid
 from torch import Tensor
 
 from packforcing.bench import baselines
 from packforcing.bench.baselines import (
     CONCATENATING,
     OURS,
+    ROLLING,
     UNBOUNDED,
+    WINDOW_FRAMES,
     ConcatenatingCache,
+    RollingCache,
     UnboundedCache,
     block_input,
     comparison,
@@ -22,8 +26,9 @@ from packforcing.bench.baselines import (
     make_block,
 )
 from packforcing.cache.cache import Cache
-from packforcing.config import CacheConfig, FrameSize, Layout
+from packforcing.config import CacheConfig, FrameSize, Layout, ModelShape
 from packforcing.generate.sampling import Sampling
+from packforcing.model.attention import fast_attention
 from packforcing.model.causal_wan import CausalWan, TextKV
 from packforcing.model.wan_modules import WanSizes, build_wan_modules, random_state_dict
 
@@ -82,6 +87,63 @@ def test_an_unbounded_cache_that_does_not_fit_shares_one_buffer(
     assert video(wan, text, shared, 3).isfinite().all()
 
 
+# --- Self-Forcing's rolling window ----------------------------------------------------------------------------------
+
+
+def windowed(layout: Layout, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The dense reference: attention [L, H, D] over a whole video at once, with a mask for what the window holds.
+
+    Args:
+        queries, keys, values: of all tokens of a video, [L, H, D], not rotated.
+    """
+    size, frames = layout.size, layout.config.block_frames
+    total = len(keys) // size.tokens_per_frame
+    whole = Grid(tuple(map(float, range(total))), tuple(range(size.rows)), tuple(range(size.columns)))
+    q, k = (whole.turn(x[None])[0] for x in (queries, keys))
+    frame = torch.arange(len(keys)) // size.tokens_per_frame
+    end = (frame // frames + 1) * frames  # of the block that a query belongs to
+    seen = (frame[None] < end[:, None]) & (frame[None] >= end[:, None] - WINDOW_FRAMES)
+    scores = torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5
+    weights = scores.masked_fill(~seen, -torch.inf).softmax(dim=-1)
+    return torch.einsum("hqk,khd->qhd", weights, values)
+
+
+@pytest.mark.parametrize("frames", [1, 3, 4])
+def test_the_rolling_window_is_dense_attention_with_a_window(frames: int):
+    """Blocks of 4 do not divide 21 frames: the oldest block is held in part."""
+    config = CacheConfig(block_frames=frames, sink_frames=0, recent_frames=frames, top_k=0)
+    layout = Layout(config, FrameSize(64, 64), 1)
+    shape = ModelShape(layers=2, dim=24, heads=2)
+    cache = RollingCache(layout, shape, CPU, F64)
+    blocks, tokens = 30 // frames, layout.tokens_per_block
+    video = torch.randn(3, shape.layers, blocks * tokens, 2, 12, dtype=F64)
+    found = torch.empty(shape.layers, blocks * tokens, 2, 12, dtype=F64)
+    for block in range(blocks):
+        cache.begin(block)
+        of_block = slice(block * tokens, (block + 1) * tokens)
+        for last in (False, True):  # two passes: the second overwrites what the first wrote
+            for layer in range(shape.layers):
+                q, k, v = video[:, layer, of_block] if last else torch.randn(3, tokens, 2, 12, dtype=F64)
+                attended = cache.attend(layer, q[None], k[None], v[None])
+                found[layer, of_block] = fast_attention(*attended)[0]
+        cache.end()
+    for layer in range(shape.layers):
+        assert torch.allclose(found[layer], windowed(layout, *video[:, layer]), atol=1e-10)
+    assert cache.layers[0].kv.keys.shape[1] == WINDOW_FRAMES * layout.size.tokens_per_frame
+
+
+def test_the_rolling_window_makes_the_video_of_our_cache_without_mid_blocks(wan: CausalWan, text: TextKV):
+    """Where blocks divide the window and positions are absolute, ours keeps the same keys, in a ring."""
+    frames = 7
+    config = CacheConfig(block_frames=frames, sink_frames=0, recent_frames=14, top_k=0, rope_adjustment=False)
+    layout = replace(LAYOUT, config=config, temporal_stride=1, size=FrameSize(64, 64))
+    caches = Cache(layout, SMALL.shape, CPU, F64), RollingCache(layout, SMALL.shape, CPU, F64)
+    for block in range(5):
+        given = block_input(wan, layout, SAMPLING, block)
+        ours, theirs = (make_block(wan, text, cache, SAMPLING, given) for cache in caches)
+        assert torch.allclose(ours, theirs, atol=1e-10)
+
+
 @pytest.mark.parametrize("block", [1, 4, 7])
 def test_a_filled_cache_is_where_a_made_one_is(wan: CausalWan, text: TextKV, block: int):
     made, filled = Cache(LAYOUT, SMALL.shape, CPU, F64), Cache(LAYOUT, SMALL.shape, CPU, F64)
@@ -99,10 +161,11 @@ def test_a_filled_cache_is_where_a_made_one_is(wan: CausalWan, text: TextKV, blo
 def test_a_contest_times_each_cache_on_the_same_blocks(wan: CausalWan, text: TextKV):
     lines: list[str] = []
     without = contest(wan, text, LAYOUT, SAMPLING, 6, 2, 0.0, lines.append)
-    assert lines[:3] == [f"block 5: {name}" for name in (OURS, UNBOUNDED, CONCATENATING)]
-    assert len(lines) == 3 * 3
+    assert lines[:4] == [f"block 5: {name}" for name in (OURS, UNBOUNDED, ROLLING, CONCATENATING)]
+    assert len(lines) == 4 * 3
     assert all(at.median_ms > 0 for at in without.values())
     assert without[UNBOUNDED].kv_bytes == SMALL.shape.kv_bytes(8 * LAYOUT.tokens_per_block, 8)
+    assert without[ROLLING].kv_bytes == SMALL.shape.kv_bytes(21 * LAYOUT.size.tokens_per_frame, 8)
     assert without[OURS].kv_bytes == SMALL.shape.kv_bytes(LAYOUT.context_tokens, 8)
 
 
@@ -112,7 +175,7 @@ def test_only_caches_with_mid_blocks_pay_for_compression(wan: CausalWan, text: T
     assert {name for name, at in paid.items() if at.median_ms > hour} == {OURS, CONCATENATING}
 
     entries = comparison({6: paid}, frames=8)
-    assert [entry["name"] for entry in entries] == [UNBOUNDED, CONCATENATING]
+    assert [entry["name"] for entry in entries] == [UNBOUNDED, ROLLING, CONCATENATING]
     assert entries[0]["speedup"] == paid[UNBOUNDED].median_ms / paid[OURS].median_ms
     assert entries[0]["blocks"][0]["speedup"] == entries[0]["speedup"]
-    assert entries[1]["fps_denoise"] == 1000 * 8 / paid[CONCATENATING].median_ms
+    assert entries[2]["fps_denoise"] == 1000 * 8 / paid[CONCATENATING].median_ms

@@ -83,7 +83,11 @@ def test_the_whole_benchmark_reports_time_memory_floors_and_baselines(capsys: py
     assert overlap["apart_ms"] == pytest.approx(found["block_ms"])
     assert 0 <= overlap["wait_ms"] < overlap["block_ms"]
 
-    assert [entry["name"] for entry in found["baselines"]] == ["unbounded-full-cache", "concatenating-three-partition"]
+    assert [entry["name"] for entry in found["baselines"]] == [
+        "unbounded-full-cache",
+        "self-forcing-rolling-window",
+        "concatenating-three-partition",
+    ]
     for entry in found["baselines"]:
         assert [at["block"] for at in entry["blocks"]] == [6, 8]
         assert entry["speedup"] == entry["blocks"][-1]["speedup"] > 0

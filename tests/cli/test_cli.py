@@ -287,6 +287,15 @@ MISTAKES = {
     ),
     "steps": (["generate", "--prompt", "a cat", "--steps", "0"], "0"),
     "device": (["generate", "--prompt", "a cat", "--device", "toaster"], "toaster"),
+    "compiled weights that move": (
+        ["generate", "--prompt", "a cat", "--compile", "--weights-device", "host"],
+        "reads them anew in each pass: drop one of them",
+    ),
+    "no card": (["plan", "--fit", "large"], "is a number of gigabytes such as 8GB, but it is 'large'"),
+    "a card for nothing": (
+        ["plan", "--fit", "1GB", "--model", "wan2.1-14b"],
+        "No frame of wan2.1-14b fits a card of 1GB",
+    ),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +32,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from packforcing.demo.models import demo_transformer
+from packforcing.demo.models import demo_transformer, demo_vae
 from packforcing.files.compressor_file import CompressorMetadata, save_compressor
 from packforcing.files.state_file import load_state
 from packforcing.files.video import probe, read_video
 from packforcing.model.compressor import HRBranch
+from packforcing.model.latent_preview import mean_colours
+from packforcing.model.vae import StreamingDecoder, load_vae, normalise
+from packforcing.pixels import to_uint8
 
 NODES = {
     "PackForcingModelLoader",
@@ -488,6 +492,28 @@ def test_a_node_that_wants_the_video_is_told_that_there_is_none(server: Server, 
     assert "The sampler has no VAE and so no video: connect the Wan 2.1 VAE to it." in told.data["exception_message"]
     assert result.outputs[saved.id]["latents"]  # what can be had is there
     assert "compressor" in result.outputs[inspector.id]["text"][0]
+
+
+def test_latents_alone_have_previews_in_the_videos_colours(server: Server, client: Client):
+    """Nothing is decoded: the pictures are estimated, and stand beside what the VAE would have made."""
+    prompt = Prompt()
+    sampler = prompt.sampler({"top_k": 0}, compressor=None, vae=None, seconds=0.8, seed=5)
+    saved, inspector = prompt.save_latent(sampler[0]), prompt.add("PackForcingCacheInspector", record=sampler[2])
+    result = client.run(prompt.nodes).raise_for_status()
+    report = result.outputs[inspector.id]["text"][0]
+    assert re.search(r"^ *preview ", report, re.MULTILINE)
+    assert not re.search(r"^ *decode ", report, re.MULTILINE)
+    shown = []
+    for preview in result.previews:
+        with Image.open(io.BytesIO(preview.image)) as picture:
+            for frame in range(picture.n_frames):
+                picture.seek(frame)
+                shown.append(np.asarray(picture.convert("RGB")))
+    latents = normalise(saved_latent(server, result, saved))
+    assert np.stack(shown).shape == (latents.shape[2], *latents.shape[3:], 3)
+    frames = StreamingDecoder(load_vae(demo_vae(), torch.float32)).decode(latents)
+    decoded = to_uint8(mean_colours(frames)[0]).numpy()
+    assert np.abs(np.stack(shown)[1:].astype(float) - decoded).mean() < 25  # WEBP's own losses included
 
 
 def test_other_frame_rates_and_updates(server: Server, client: Client, tiny: Tensor):

@@ -458,6 +458,27 @@ def test_sinks_are_never_compressed(make):
     assert all(torch.equal(a, b.latents) for a, b in zip(seen, blocks[2:], strict=False))
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_compressor_that_goes_through_no_pixels_needs_no_vae(make, overlap):
+    """Its latents are those of a run that decodes; with a VAE, blocks are decoded only where frames are wanted."""
+
+    class OfLatents(Compressor):
+        direct = True
+
+        def forward(self, latents: Tensor, frames: Any, layout: Layout, vae: Any, patch_tokens: Any) -> Tensor:
+            count = layout.compressed_tokens_per_block
+            return latents.flatten(2).mean(dim=1)[:, :count, None].expand(-1, -1, DIM)
+
+    wanted = list(make(compressor=OfLatents(1)).blocks(7))
+    without = make(compressor=OfLatents(1), vae=None, overlap=overlap)
+    found = list(without.blocks(7))
+    assert torch.equal(latents_of(found), latents_of(wanted))
+    assert [block.frames for block in found] == [None] * 7
+    assert wanted[0].frames is not None
+    assert all("decode" not in block.seconds for block in without.record.blocks)
+    assert make(compressor=OfLatents(1), decode=False).decoder is None
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [

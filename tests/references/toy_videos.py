@@ -87,7 +87,8 @@ def long_video(
     if text is None and isinstance(models.wan, CausalWan):
         text = prompt(models.wan)
     on_step = {"on_step": given.pop("on_step")} if "on_step" in given else {}
-    settings = VideoSettings(Layout(config, SIZE, temporal_stride=1), sampling, **given)
+    direct = isinstance(models.compressor, Compressor) and models.compressor.direct
+    settings = VideoSettings(Layout(config, SIZE, temporal_stride=1, direct=direct), sampling, **given)
     return LongVideo(models, text, settings, **on_step)
 
 
