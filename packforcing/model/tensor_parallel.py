@@ -1,0 +1,83 @@
+"""A Wan transformer shared out among processes, by PyTorch's own tensor parallelism (DTensor).
+
+    q, k, v      by columns: each process has its heads
+    o            by rows: the processes' parts are summed (an all-reduce of the hidden tokens)
+    ffn          the first layer by columns, the second by rows (another all-reduce)
+    norm_q, k    `SharedRMSNorm`: an all-reduce of a number a token
+    the rest     whole in each process: norms of hidden tokens, embeddings, modulations, head
+
+So hidden tokens are the same everywhere, and each process attends with its own heads to its own part of the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..cache.head_share import HeadShare
+from ..config import ModelShape
+from ..errors import PackForcingError
+from .wan_modules import WanModules
+
+BY_COLUMNS = (*(f"{attention}.{name}" for attention in ("self_attn", "cross_attn") for name in "qkv"), "ffn.0")
+BY_ROWS = ("self_attn.o", "cross_attn.o", "ffn.2")
+NORMS = ("norm_q", "norm_k")
+
+
+class SharedRMSNorm(nn.Module):
+    """RMS norm of tokens [B, L, d] of which this process has some columns, [B, L, d / N].
+
+    Wan norms queries and keys over all heads together, so the mean square is that of all processes. The parallel styles
+    cannot say this: their norms want each token whole, and would gather what the heads have just been shared out for.
+    """
+
+    def __init__(self, norm: nn.RMSNorm, share: HeadShare) -> None:
+        super().__init__()
+        assert norm.eps is not None, "Wan's norms have one"
+        self.share, self.eps = share, norm.eps
+        self.width = norm.weight.numel()
+        part = norm.weight.detach().chunk(share.count)[share.rank].clone()
+        self.weight = nn.Parameter(part, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        square = self.share.summed(exact.square().sum(dim=-1, keepdim=True)) / self.width
+        return (exact * torch.rsqrt(square + self.eps)).to(x.dtype) * self.weight
+
+
+def check_shares(model: ModelShape, ffn_dim: int, count: int) -> None:
+    """Raises PackForcingError when so many processes cannot have equal parts of a model."""
+    if model.heads % count or ffn_dim % count:
+        fitting = [n for n in range(1, model.heads + 1) if not model.heads % n and not ffn_dim % n]
+        raise PackForcingError(
+            f"The model has {model.heads} heads and a hidden width of {ffn_dim:,}, which {count} processes cannot share "
+            f"equally: start {one_of(fitting)} by torchrun --nproc-per-node, or share out prompts instead (--prompts)."
+        )
+
+
+def one_of(numbers: Sequence[int]) -> str:
+    """[1, 2, 4] -> "1, 2 or 4"."""
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def share_out(modules: WanModules, share: HeadShare, device: torch.device, dtype: torch.dtype) -> None:
+    """Leaves of a module tree, in place, what this process has of it: on the device, in the type.
+
+    A layer at a time, so that the device never holds more than its share and one layer. Each process has read the whole
+    file, and cuts its part out; nothing is sent.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    mesh = init_device_mesh(device.type, (share.count,))
+    for block in modules.blocks:
+        block.to(dtype)
+        for attention in (block.self_attn, block.cross_attn):
+            for name in NORMS:
+                setattr(attention, name, SharedRMSNorm(getattr(attention, name), share))
+        plan = {name: ColwiseParallel() for name in BY_COLUMNS} | {name: RowwiseParallel() for name in BY_ROWS}
+        parallelize_module(block, mesh, plan, src_data_rank=None)
+    modules.to(device, dtype).requires_grad_(False)
