@@ -6,6 +6,7 @@ by side and know nothing of each other but their numbers.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -22,11 +23,12 @@ from .errors import PackForcingError
 T = TypeVar("T")
 
 SLOWEST = timedelta(hours=2)  # that one process may be behind the others before they give up
+FOR_EVER = timedelta(days=365)
 PATIENCE = timedelta(seconds=20)  # with a main process that still writes after a failure; `torchrun` has 30
 FAILED, MAIN_LEFT = "packforcing/failed", "packforcing/main-left"  # keys of what `torchrun` keeps for its processes
 
 
-# --- what `torchrun` says ----------------------------------------------------------------------------------------------
+# --- what `torchrun` says ---------------------------------------------------------------------------------------------
 
 
 def started_processes() -> int:
@@ -39,13 +41,20 @@ def own_number() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def own_device(name: str) -> str:
-    """The device of this process: of "cuda" the GPU with the process's number on its machine.
+def processes_here() -> int:
+    """How many of them run on this machine, and share its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def take_device(name: str) -> str:
+    """Takes the device of this process: of "cuda" the GPU with the process's number on its machine.
 
     Raises PackForcingError when there are fewer GPUs than processes, or when all processes would take one of them.
     """
-    if started_processes() == 1 or not name.startswith("cuda"):
+    if started_processes() == 1 or name == "cpu":
         return name
+    if not name.startswith("cuda"):
+        raise PackForcingError(f"Several processes run on CUDA devices or on the CPU, but --device is {name}.")
     number, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if name != "cuda":
         raise PackForcingError(f"Each process has a GPU of its own, but --device is {name}: leave it at cuda.")
@@ -54,10 +63,11 @@ def own_device(name: str) -> str:
             f"Each process needs a GPU of its own, but this machine has {gpus}: start at most {gpus} by "
             "torchrun --nproc-per-node."
         )
+    torch.cuda.set_device(number)
     return f"cuda:{number}"
 
 
-# --- processes that work on one thing ----------------------------------------------------------------------------------
+# --- processes that work on one thing ---------------------------------------------------------------------------------
 
 
 def distributed() -> bool:
@@ -156,7 +166,8 @@ def joined(device: str) -> Iterator[None]:
         yield
         return
     store, number, count = next(dist.rendezvous("env://"))
-    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    by_nccl = device.startswith("cuda") and torch.cuda.is_available() and dist.is_nccl_available()
+    backend = "cpu:gloo,cuda:nccl" if by_nccl else "gloo"
     dist.init_process_group(
         backend, store=dist.PrefixStore("packforcing", store), rank=number, world_size=count, timeout=SLOWEST
     )
@@ -195,3 +206,29 @@ def _says_another_ended(error: RuntimeError) -> bool:
     """Whether an error comes from the connection to the other processes."""
     told = str(error)
     return isinstance(error, dist.DistError) or "gloo" in told or "Connection closed" in told or "NCCL" in told
+
+
+# --- processes side by side -------------------------------------------------------------------------------------------
+
+
+def side_by_side(work: Callable[[], T]) -> list[T]:
+    """What every process's work gave, for the main one once all have done it; for the others nothing.
+
+    They need not be as fast as each other. What the work gives must be made of plain values, as JSON has them. Of an
+    error that ends the work one process tells, and the others end with it.
+    """
+    if started_processes() == 1:
+        return [work()]
+    store, number, count = next(dist.rendezvous("env://"))
+    try:
+        own = work()
+    except Exception:
+        if store.add(FAILED, 1) > 1:
+            raise SystemExit(1) from None
+        raise
+    keys = [f"packforcing/work-{each}" for each in range(count)]
+    store.set(keys[number], json.dumps(own))
+    if number:
+        return []
+    store.wait(keys, FOR_EVER)
+    return [json.loads(store.get(key)) for key in keys]

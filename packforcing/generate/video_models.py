@@ -19,6 +19,11 @@ class VideoModels:
     vae: WanVAE | None = None  # decodes frames; the compressor needs it too
     compressor: Compressor | None = None  # needed unless `top_k` is 0
 
+    @property
+    def decoded_elsewhere(self) -> bool:
+        """Whether another process decodes the blocks (`generate.together`)."""
+        return self.compressor is not None and not self.compressor.needs_vae
+
 
 def check_complete(models: VideoModels, layout: Layout) -> None:
     """Raises PackForcingError when a network is missing that the layout needs, or does not fit it."""
@@ -30,7 +35,7 @@ def check_complete(models: VideoModels, layout: Layout) -> None:
             f"Mid blocks are compressed, but there is no compressor and top_k is {top_k}: connect a "
             "PackForcing Compressor Loader, or set top_k to 0."
         )
-    if models.vae is None:
+    if models.vae is None and compressor.needs_vae:
         raise PackForcingError(
             "The compressor's LR branch goes through pixels and needs a VAE, but there is none: connect the Wan "
             "2.1 VAE, or set top_k to 0 to run without mid blocks."

@@ -12,6 +12,7 @@ So hidden tokens are the same everywhere, and each process attends with its own 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from ..cache.head_share import HeadShare
 from ..config import ModelShape
 from ..errors import PackForcingError
+from ..processes import check_same
+from .causal_wan import CausalWan
 from .wan_modules import WanModules
 
 BY_COLUMNS = (*(f"{attention}.{name}" for attention in ("self_attn", "cross_attn") for name in "qkv"), "ffn.0")
@@ -52,8 +55,8 @@ def check_shares(model: ModelShape, ffn_dim: int, count: int) -> None:
     if model.heads % count or ffn_dim % count:
         fitting = [n for n in range(1, model.heads + 1) if not model.heads % n and not ffn_dim % n]
         raise PackForcingError(
-            f"The model has {model.heads} heads and a hidden width of {ffn_dim:,}, which {count} processes cannot share "
-            f"equally: start {one_of(fitting)} by torchrun --nproc-per-node, or share out prompts instead (--prompts)."
+            f"The model has {model.heads} heads and a hidden width of {ffn_dim:,}, which {count} processes cannot "
+            f"share equally: start {one_of(fitting)} by torchrun --nproc-per-node, or share out prompts (--prompts)."
         )
 
 
@@ -63,21 +66,52 @@ def one_of(numbers: Sequence[int]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
+def check_same_weights(modules: WanModules) -> None:
+    """Raises PackForcingError in all processes when they have read different weights.
+
+    Eight values of each tensor are compared: they differ between any two fine-tunes, and with any LoRA.
+    """
+    values = {}
+    for name, tensor in modules.state_dict().items():
+        every = max(1, tensor.numel() // 8)
+        values[name] = tensor.detach().reshape(-1)[::every][:8].float().tolist()
+    check_same("weights", values)
+
+
+def shared_wan(modules: WanModules, device: torch.device | str, dtype: torch.dtype, share: HeadShare) -> CausalWan:
+    """A transformer of which this process runs its share. All processes call it, each with the whole module tree.
+
+    Raises PackForcingError when they cannot share it, or have different ones.
+    """
+    shape = CausalWan(modules).shape
+    check_shares(shape, modules.state_dict()["blocks.0.ffn.0.weight"].shape[0], share.count)
+    check_same_weights(modules)
+    share_out(modules, share, torch.device(device), dtype)
+    return CausalWan(modules, dtype=dtype, device=device, share=share)
+
+
 def share_out(modules: WanModules, share: HeadShare, device: torch.device, dtype: torch.dtype) -> None:
     """Leaves of a module tree, in place, what this process has of it: on the device, in the type.
 
     A layer at a time, so that the device never holds more than its share and one layer. Each process has read the whole
     file, and cuts its part out; nothing is sent.
     """
+    # Imported only here: it takes a second.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+    from torch.distributed.tensor.parallel.style import ParallelStyle
 
+    if "src_data_rank" not in signature(parallelize_module).parameters:
+        raise PackForcingError(
+            f"One video by several processes needs a newer PyTorch than {torch.__version__}: update it to 2.9, say."
+        )
     mesh = init_device_mesh(device.type, (share.count,))
     for block in modules.blocks:
         block.to(dtype)
         for attention in (block.self_attn, block.cross_attn):
             for name in NORMS:
                 setattr(attention, name, SharedRMSNorm(getattr(attention, name), share))
-        plan = {name: ColwiseParallel() for name in BY_COLUMNS} | {name: RowwiseParallel() for name in BY_ROWS}
+        plan: dict[str, ParallelStyle] = {name: ColwiseParallel() for name in BY_COLUMNS}
+        plan |= {name: RowwiseParallel() for name in BY_ROWS}
         parallelize_module(block, mesh, plan, src_data_rank=None)
     modules.to(device, dtype).requires_grad_(False)
