@@ -7,14 +7,20 @@
     the rest     whole in each process: norms of hidden tokens, embeddings, modulations, head
 
 So hidden tokens are the same everywhere, and each process attends with its own heads to its own part of the cache.
+
+PyTorch's parallel styles cut the weights (`cut`), and what they would compute is then computed on the parts themselves
+(`PartLinear`): the same sums by the same collective operation. Their own way through DTensors takes the host some 20
+times as long a layer (docs/performance.md), which is longer than a GPU takes for the layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from inspect import signature
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..cache.head_share import HeadShare
@@ -48,6 +54,25 @@ class SharedRMSNorm(nn.Module):
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
         square = self.share.summed(exact.square().sum(dim=-1, keepdim=True)) / self.width
         return (exact * torch.rsqrt(square + self.eps)).to(x.dtype) * self.weight
+
+
+class PartLinear(nn.Module):
+    """A linear layer of which this process has a part of the columns or, if its products are `summed`, of the rows.
+
+    Args:
+        whole: a layer that a parallel style has cut: its weight and bias are DTensors.
+    """
+
+    def __init__(self, whole: nn.Linear, share: HeadShare, summed: bool) -> None:
+        super().__init__()
+        self.share, self.summed = share, summed
+        weight, bias = (cast(Any, parameter).to_local() for parameter in (whole.weight, whole.bias))
+        self.weight, self.bias = (nn.Parameter(part, requires_grad=False) for part in (weight, bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.summed:
+            return self.share.summed(F.linear(x, self.weight)) + self.bias
+        return F.linear(x, self.weight, self.bias)
 
 
 def check_shares(model: ModelShape, ffn_dim: int, count: int) -> None:
@@ -96,6 +121,21 @@ def share_out(modules: WanModules, share: HeadShare, device: torch.device, dtype
     A layer at a time, so that the device never holds more than its share and one layer. Each process has read the whole
     file, and cuts its part out; nothing is sent.
     """
+    for block in modules.blocks:
+        cut(block.to(dtype), share, device)
+        for attention in (block.self_attn, block.cross_attn):
+            for name in NORMS:
+                setattr(attention, name, SharedRMSNorm(getattr(attention, name), share))
+        for name in (*BY_COLUMNS, *BY_ROWS):
+            block.set_submodule(name, PartLinear(cast(nn.Linear, block.get_submodule(name)), share, name in BY_ROWS))
+    modules.to(device, dtype).requires_grad_(False)
+
+
+def cut(block: nn.Module, share: HeadShare, device: torch.device) -> None:
+    """Cuts a layer's weights by PyTorch's parallel styles: they become DTensors, of which each process has its part.
+
+    Raises PackForcingError where PyTorch is too old.
+    """
     # Imported only here: it takes a second.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -105,13 +145,6 @@ def share_out(modules: WanModules, share: HeadShare, device: torch.device, dtype
         raise PackForcingError(
             f"One video by several processes needs a newer PyTorch than {torch.__version__}: update it to 2.9, say."
         )
-    mesh = init_device_mesh(device.type, (share.count,))
-    for block in modules.blocks:
-        block.to(dtype)
-        for attention in (block.self_attn, block.cross_attn):
-            for name in NORMS:
-                setattr(attention, name, SharedRMSNorm(getattr(attention, name), share))
-        plan: dict[str, ParallelStyle] = {name: ColwiseParallel() for name in BY_COLUMNS}
-        plan |= {name: RowwiseParallel() for name in BY_ROWS}
-        parallelize_module(block, mesh, plan, src_data_rank=None)
-    modules.to(device, dtype).requires_grad_(False)
+    plan: dict[str, ParallelStyle] = {name: ColwiseParallel() for name in BY_COLUMNS}
+    plan |= {name: RowwiseParallel() for name in BY_ROWS}
+    parallelize_module(block, init_device_mesh(device.type, (share.count,)), plan, src_data_rank=None)

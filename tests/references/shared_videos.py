@@ -29,7 +29,7 @@ from packforcing.generate.story import Story, Stretch
 from packforcing.generate.together import SharedCompressor, shared_start
 from packforcing.model.causal_wan import CausalWan
 from packforcing.model.compressor import Compressor, HRBranch, LatentCompressor
-from packforcing.model.tensor_parallel import shared_wan
+from packforcing.model.tensor_parallel import cut, shared_wan
 from packforcing.model.wan_modules import WanSizes, build_wan_modules
 from packforcing.processes import any_process, check_same, from_main, in_all, is_main, joined, process_count, rank
 
@@ -163,7 +163,8 @@ def main(folder: str) -> None:
             found = {name: made(case, model, counted) for name, case in CASES.items()}
         first = model.modules.blocks[0]
         assert isinstance(first, nn.Module)
-        found["weights"] = {name: tensor.to_local().shape for name, tensor in first.named_parameters() if shard(tensor)}
+        found["weights"] = {name: tensor.shape for name, tensor in first.named_parameters()}
+        found["styles"] = by_styles(first)
         found["said"] = agreements()
         torch.save(found, Path(folder) / f"{rank()}.pt")
 
@@ -201,8 +202,14 @@ def said(call: Callable[[], Any]) -> Any:
         return f"{type(error).__name__}: {error}"
 
 
-def shard(tensor: Tensor) -> bool:
-    return hasattr(tensor, "to_local")
+def by_styles(part: nn.Module) -> float:
+    """The largest difference between a layer's parts and PyTorch's own parallel styles, through DTensors."""
+    whole = build_wan_modules(SIZES, {name: tensor.to(EXACT) for name, tensor in weights().items()}).blocks[0]
+    cut(whole, HeadShare(rank(), process_count()), torch.device("cpu"))
+    x = seeded(1, 6, DIM, seed=7).to(EXACT)
+    wide, narrow = (part.ffn(x), whole.ffn(x)), (part.self_attn.q(x), whole.self_attn.q(x))
+    rows = part.self_attn.o(narrow[0]), whole.self_attn.o(narrow[0])
+    return max((a - b).abs().max().item() for a, b in (wide, narrow, rows))
 
 
 if __name__ == "__main__":
