@@ -22,6 +22,7 @@ from ..devices import from_device
 from ..fp8 import FP8, saturated
 from .archive import Archive
 from .fp8_kv import ExactTokens, Fp8Buffer, rounding_error
+from .head_share import WHOLE, HeadShare
 from .kv_buffer import KVBuffer
 from .layer_cache import Affinity, Attended, LayerCache, MidSlot
 from .positions import Anchors, anchors, mid_anchors
@@ -31,12 +32,10 @@ from .selection import affinity, runs, sampled_queries, scored_choice, scored_he
 
 Timer = Callable[[str], AbstractContextManager[None]]
 
-_NOTHING: AbstractContextManager[None] = nullcontext()
-
 
 def untimed(part: str) -> AbstractContextManager[None]:
     """The default `Cache.timer`."""
-    return _NOTHING
+    return nullcontext()
 
 
 class Cache:
@@ -64,17 +63,19 @@ class Cache:
         dtype: torch.dtype = torch.float32,
         batch: int = 1,
         rotary: RotaryOps = EAGER_ROTARY,
+        share: HeadShare = WHOLE,
     ) -> None:
-        self.layout = layout
-        self.config = layout.config
-        self.model = model
+        self.layout, self.config = layout, layout.config
+        self.share = share
+        self.model = share.of(model)  # what is here of the model
         self.device = torch.device(device)
         self.dtype = dtype
         self.kept_dtype = FP8 if self.config.kv_dtype == "fp8_e4m3" else dtype
         self.batch = batch
         self.timer: Timer = untimed
         self.archive = Archive(self.config, self.device)
-        self.heads = scored_heads(model.heads, self.config.head_fraction)
+        self.scored_heads = scored_heads(model.heads, self.config.head_fraction)  # of all
+        self.heads = share.scored(model, self.config.head_fraction)  # of these, those that are here
         self._rotary = rotary
         self._exact = ExactTokens()
         self._allocate()
@@ -85,8 +86,7 @@ class Cache:
         self.block = -1
         self._slot_anchor: dict[int, float] = {}  # full-resolution slot -> position at which its keys stand
         self._best: Callable[[], Tensor]  # `scored_choice` of the layer at hand
-        self.mid_slots_written = 0
-        self.recent_rotated = 0
+        self.mid_slots_written = self.recent_rotated = 0
 
     @property
     def _precision(self) -> torch.dtype:
@@ -138,8 +138,7 @@ class Cache:
         self.partition = self.config.partition(block)
         self.anchors: Anchors = anchors(self.config, block)
         self.rotations.move(self.anchors)
-        self.mid_slots_written = 0
-        self.recent_rotated = 0
+        self.mid_slots_written = self.recent_rotated = 0
         self._rotate_recent()
         self._slot_anchor[self._slot(block)] = self.anchors.current
         self._open(block, self.rotations.current)
@@ -272,8 +271,9 @@ class Cache:
             return
         with self.timer("selection"):
             sampled = rotate(queries[:, self._sampled, : self.heads], self._content_queries)
-            scores = affinity(token_sum(sampled, self.heads), self.archive.key_sums(layer, len(mids)))
-            self._best = from_device(scored_choice(scores.detach(), count))
+            key_sums = self.archive.key_sums(layer, len(mids))
+            scores = self.share.summed(affinity(token_sum(sampled, self.heads), key_sums, self.scored_heads).detach())
+            self._best = from_device(scored_choice(scores, count))
 
     def select(self, layer: int) -> None:
         """Chooses the layer's mid blocks, after `score`, and fills the mid slots.
@@ -397,4 +397,4 @@ class Cache:
     @property
     def rounding_error(self) -> float:
         """What `kv_dtype` takes from keys and values, relative to them (root mean square over the first block)."""
-        return rounding_error([layer.kv for layer in self.layers if isinstance(layer.kv, Fp8Buffer)])
+        return rounding_error([layer.kv for layer in self.layers if isinstance(layer.kv, Fp8Buffer)], self.share)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..fp8 import FP8, saturated
+from .head_share import WHOLE, HeadShare
 from .kv_buffer import KVBuffer
 from .rope import Rotation, rotate
 
@@ -72,12 +73,12 @@ class Fp8Buffer(KVBuffer):
         self.squares[1] = torch.stack([e.square().sum() for _, e in pairs]).sum()
 
 
-def rounding_error(buffers: list[Fp8Buffer]) -> float:
+def rounding_error(buffers: list[Fp8Buffer], share: HeadShare = WHOLE) -> float:
     """What rounding takes from keys and values, relative to them: root mean square over the first block.
 
-    0 without buffers.
+    Over all processes' heads, where several share them. 0 without buffers.
     """
     if not buffers:
         return 0.0
-    lost, whole = torch.stack([buffer.squares for buffer in buffers]).sum(dim=0).tolist()
+    lost, whole = share.summed(torch.stack([buffer.squares for buffer in buffers]).sum(dim=0)).tolist()
     return (lost / whole) ** 0.5 if whole else 0.0

@@ -30,11 +30,14 @@ def token_sum(x: Tensor, heads: int) -> Tensor:
     return x[:, :, :heads].sum(dim=1, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-def affinity(query_sum: Tensor, key_sums: Tensor) -> Tensor:
-    """Scores [M] of M mid blocks from the query sum [B, N_opt, D] and the blocks' key sums [M, B, N_opt, D]."""
-    batch, heads, dim = query_sum.shape
+def affinity(query_sum: Tensor, key_sums: Tensor, heads: int | None = None) -> Tensor:
+    """Scores [M] of M mid blocks from the query sum [B, N_opt, D] and the blocks' key sums [M, B, N_opt, D].
+
+    Where only some of N_opt = `heads` heads are here, perhaps none, they are these heads' part of the scores.
+    """
+    batch, here, dim = query_sum.shape
     products: Tensor = einsum(query_sum, key_sums, "b h d, m b h d -> m")
-    scale: float = batch * heads * dim**0.5
+    scale: float = batch * (here if heads is None else heads) * dim**0.5
     return products / scale
 
 

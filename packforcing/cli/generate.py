@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..cache.head_share import WHOLE, HeadShare
 from ..command_options import (
     DTYPES,
     add_cache_options,
@@ -23,7 +24,7 @@ from ..command_options import (
 )
 from ..config import CacheConfig, FrameSize, Layout, Length
 from ..demo.models import demo_compressor, demo_transformer, demo_vae
-from ..devices import memory_of, usable_device
+from ..devices import usable_device
 from ..errors import PackForcingError
 from ..files.compressor_file import load_compressor
 from ..files.latent_file import save_latents
@@ -35,36 +36,40 @@ from ..files.writing import write_whole
 from ..flavours import NO_FLAVOUR, Flavour
 from ..generate.live import most_held
 from ..generate.long_video import Block, LongVideo, VideoModels, VideoSettings
-from ..generate.prepare import DeviceMemory, planned_run, tune_models
+from ..generate.prepare import planned_run, tune_models
 from ..generate.record import CacheRecord
 from ..generate.sampling import Sampling
 from ..generate.side_stream import overlap_wanted
 from ..generate.start import Start, check_start, started_blocks
 from ..generate.state import check_fits, journalled, prompts_after, state_of, story_from
-from ..host_memory import available_memory
+from ..generate.together import SharedCompressor, as_main_decodes, shared_start
 from ..inspector import numbers_json, picture, report, story_of
 from ..known_models import KNOWN_MODELS, SIZES, TINY
 from ..model.causal_wan import CausalWan
 from ..model.compressor import TRAINING_FREE, CompressorChoice
 from ..model.load import check_speed, load_wan_modules, make_causal_wan
+from ..model.tensor_parallel import shared_wan
 from ..model.vae import WanVAE, denormalise, load_vae
-from ..model.wan_modules import build_wan_modules
+from ..model.wan_modules import WanModules, build_wan_modules
+from ..processes import any_process, check_same, from_main, in_all, is_main, joined, process_count, rank, take_device
 from ..telling import tell
 from .live import add_live_option, check_live, listening
 from .options import Commands, add_speed_options
 from .prompts import Prompts, add_prompt_options, prompts_of
 from .sampling import add_sampling_options, chosen_flavour, requested_sampling, tell_flavour
+from .several import check_together, device_name, own_memory
 from .start import add_start_options, check_kept, journal_for, start_of, state_to_go_on_from
-from .stopping import stopping
+from .stopping import Stopping, stopping
 
 if TYPE_CHECKING:
     from ..files.video import VideoWriter
 
+OUTPUT = "out.mp4"  # the default of --output
 NO_COMPRESSOR_FILE = "training-free"  # the value of --compressor
 
 
-def add_command(commands: Commands) -> None:
-    """Adds `generate` and its options."""
+def add_command(commands: Commands) -> argparse.ArgumentParser:
+    """Adds `generate` and its options for one video."""
     command = commands.add_parser("generate", help="make a video")
     add_model_options(command)
     add_prompt_options(command)
@@ -76,11 +81,12 @@ def add_command(commands: Commands) -> None:
     command.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
     add_speed_options(command)
     add_start_options(command)
-    command.add_argument("--output", default="out.mp4", help="the MP4 to write")
+    command.add_argument("--output", default=OUTPUT, help="the MP4 to write; with --prompts a folder for them")
     command.add_argument("--report", help="a JSON file for the cache's record, as the Cache Inspector writes it")
     command.add_argument("--picture", help="a PNG file for the inspector's picture")
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=run)
+    return command
 
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
@@ -119,6 +125,12 @@ class Request:
     start: Start | None
     state: VideoState | None  # that the video goes on from
 
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What must be the same in all processes that make the video; the prompts are encoded by one of them."""
+        start = self.start and (self.start.what, self.start.frames, self.start.selected)
+        return self.layout, self.length, self.sampling, self.dtype, self.prompts.timed, self.prompts.switch, start
+
     def encoded(self) -> tuple[StatePrompt, ...]:
         """The prompts of the whole video, encoded. Raises what `prompts_after` raises."""
         prompts = self.prompts
@@ -131,6 +143,7 @@ class Prepared:
 
     video: LongVideo
     told: tuple[StatePrompt, ...]  # its prompts, encoded
+    start: Start | None
 
 
 def requested(options: argparse.Namespace) -> Request:
@@ -172,56 +185,96 @@ def compressor_choice(options: argparse.Namespace, config: CacheConfig) -> Compr
 # --- the models ------------------------------------------------------------------------------------------------
 
 
-def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[CausalWan, WanVAE]:
-    """The transformer and the VAE that the options name."""
+def read_models(options: argparse.Namespace, dtype: torch.dtype, decodes: bool) -> tuple[WanModules, WanVAE | None]:
+    """The transformer's module tree, and the VAE where this process decodes, as the options name them."""
     loras = [given_lora(text) for text in options.lora]
     if options.model == TINY:
         modules = build_wan_modules(SIZES[TINY], with_loras(demo_transformer(), loras, dtype))
-        vae = load_vae(demo_vae(options.device), device=options.device)
-    else:
-        modules = load_wan_modules(options.model, options.weights, dtype, loras)
-        vae = load_vae(read_state_dict(options.vae)[0], dtype, options.device)
+        return modules, load_vae(demo_vae(options.device), device=options.device) if decodes else None
+    modules = load_wan_modules(options.model, options.weights, dtype, loras)
+    return modules, load_vae(read_state_dict(options.vae)[0], dtype, options.device) if decodes else None
+
+
+def load_models(
+    options: argparse.Namespace, dtype: torch.dtype, share: HeadShare = WHOLE
+) -> tuple[CausalWan, WanVAE | None]:
+    """The transformer, or this process's share of it, and the VAE, which only the main process has."""
+    modules, vae = in_all(lambda: read_models(options, dtype, decodes=share.rank == 0))
+    if share.count > 1:
+        return shared_wan(modules, options.device, dtype, share), vae
     speed = options.linear_dtype, options.compile, options.weights_device
     return make_causal_wan(modules, options.device, dtype, *speed), vae
 
 
-def prepared(options: argparse.Namespace, request: Request) -> Prepared:
-    """Loads the models and prepares them for the video. Raises PackForcingError when it does not fit the device."""
-    told = request.encoded()  # first: what encodes them is then gone before the transformer is loaded
-    wan, vae = load_models(options, request.dtype)
-    layout, device = request.layout, request.device
-    compressor = request.compressor.build(layout.config.block_frames, wan.shape.dim, options.device)
-    models = VideoModels(wan, vae, compressor)
-    if request.state is not None:
-        check_fits(request.state, models, layout)
+def models_of(options: argparse.Namespace, request: Request) -> VideoModels:
+    """All networks of a run, on the device."""
+    share = HeadShare(rank(), process_count())
+    wan, vae = load_models(options, request.dtype, share)
+    compressor = request.compressor.build(request.layout.config.block_frames, wan.shape.dim, options.device)
+    return VideoModels(wan, vae, compressor if share.count == 1 else SharedCompressor(compressor, wan))
+
+
+def prepared(options: argparse.Namespace, request: Request, models: VideoModels | None = None) -> Prepared:
+    """Prepares the models for the video, which it loads if they are not given.
+
+    Raises PackForcingError when it does not fit the device.
+    """
+    told = from_main(request.encoded)  # first: what encodes them is then gone before the transformer is loaded
+    models = models_of(options, request) if models is None else models
+    layout, device, state = request.layout, request.device, request.state
+    if state is not None:
+        check_fits(state, models, layout)
     overlap = overlap_wanted(options.overlap, device)
     settings = VideoSettings(layout, request.sampling, options.fps, overlap=overlap)
-    free = memory_of(device)
-    available = None if free is None else max(0, free - wan.weights.bytes)
-    memory = DeviceMemory(str(device), available, host=available_memory())
     said = most_held(request.prompts.switch, request.prompts.blend_blocks) if options.live else 0
-    planned = planned_run(models, settings, request.length.blocks, memory, len(told) + said)
+    prompts = len(told) + said
+    memory = own_memory(device, models.wan.weights.bytes)
+    planned = in_all(lambda: planned_run(models, settings, request.length.blocks, memory, prompts))
+    planned = as_main_decodes(planned)
     tune_models(models, layout, compiled=options.compile)
-    story = story_from(told, wan.embed_text, request.prompts.switch, request.prompts.blend_blocks)
-    return Prepared(planned.video(story), told)
+    story = story_from(told, models.wan.embed_text, request.prompts.switch, request.prompts.blend_blocks)
+    start = shared_start(request.start, layout.size, device) if models.wan.share.count > 1 else request.start
+    video = planned.video(story)
+    video.record.device = device_name(video.record.device)
+    return Prepared(video, told, start)
 
 
 # --- the video -------------------------------------------------------------------------------------------------
 
 
 def run(options: argparse.Namespace) -> None:
-    """Makes the video file, and says what came of it."""
-    request = requested(options)
+    """Makes the video file, and says what came of it; under `torchrun` together with the other processes."""
+    with joined(options.device), stopping(any_process) as heard:
+        options.device = in_all(lambda: take_device(options.device))
+        in_all(lambda: check_together(options))
+        request = in_all(lambda: requested(options))
+        check_same("options or files", request.identity)
+        if is_main():
+            summary, text = made(options, request, heard)
+            print(json.dumps(summary) if options.json else text)
+        else:
+            help_along(prepared(options, request), request, heard)
+
+
+def help_along(ready: Prepared, request: Request, heard: Stopping) -> None:
+    """What the other processes do while the main one makes a video: their share of each pass, and nothing else."""
+    ready.video.on_step = heard.on_step
+    heard.making = True
+    for _ in started_blocks(ready.video, ready.start, request.length.blocks):
+        pass
+
+
+def made(
+    options: argparse.Namespace, request: Request, heard: Stopping, models: VideoModels | None = None
+) -> tuple[dict[str, Any], str]:
+    """Makes the video file. Returns what came of it, as values and as text."""
     size = request.layout.size
     comment = "" if options.live else request.prompts.comment  # what will be said is not known yet
     tags = {"comment": comment} if comment else {}
     from ..files.video import VideoWriter  # needs av, which `plan` and `bench` can do without
 
-    with (
-        stopping() as heard,
-        VideoWriter(options.output, options.fps, size.width, size.height, metadata=tags) as writer,
-    ):
-        ready = prepared(options, request)
+    with VideoWriter(options.output, options.fps, size.width, size.height, metadata=tags) as writer:
+        ready = prepared(options, request, models)
         video = ready.video
         tell_flavour(request.flavour, request.sampling, request.layout.config)
         video.on_step = heard.on_step
@@ -235,7 +288,7 @@ def run(options: argparse.Namespace) -> None:
         journal = journal_for(options, request.state)
         try:
             heard.making = True
-            blocks = started_blocks(video, request.start, request.length.blocks)
+            blocks = started_blocks(video, ready.start, request.length.blocks)
             kept = journalled(blocks, video, told, journal)
             for block in written_blocks(kept, request.length.blocks, writer, start):
                 latents.append(block.latents.cpu())
@@ -243,23 +296,29 @@ def run(options: argparse.Namespace) -> None:
             heard.making = False
             if latents:
                 keep(options, request, replace(ready, told=told()), torch.cat(latents, dim=2), journal)
-    elapsed = time.perf_counter() - start
+    return summary_of(options, request, video.record, writer.frames, time.perf_counter() - start)
 
+
+def summary_of(
+    options: argparse.Namespace, request: Request, record: CacheRecord, frames: int, elapsed: float
+) -> tuple[dict[str, Any], str]:
+    """What came of a video of that many frames, made in so many seconds: as values and as text."""
+    size = request.layout.size
     summary: dict[str, Any] = {
         "output": str(options.output),
-        "frames": writer.frames,
+        "frames": frames,
         "width": size.width,
         "height": size.height,
         "fps": options.fps,
-        "video_seconds": writer.frames / options.fps,
+        "video_seconds": frames / options.fps,
         "elapsed_seconds": elapsed,
         "context_tokens": request.layout.context_tokens,
         "flavour": request.flavour.name if request.flavour else NO_FLAVOUR,
     }
-    story = story_of(video.record)
+    story = story_of(record)
     again = f"\nthe story, as --story FILE makes it again:\n{story}" if options.live else ""
     summary |= {"story": story} if options.live else {}
-    print(json.dumps(summary) if options.json else f"{report(video.record)}\n\nwritten: {options.output}{again}")
+    return summary, f"{report(record)}\n\nwritten: {options.output}{again}"
 
 
 def written_blocks(blocks: Iterable[Block], count: int, writer: VideoWriter, start: float) -> Iterator[Block]:

@@ -11,7 +11,7 @@ import torch
 from ..errors import PackForcingError
 from ..host_memory import is_out_of_host_memory
 from ..telling import tell
-from . import encode, generate, inspect, measure, plan, train
+from . import encode, inspect, many, measure, plan, train
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m packforcing", description=__doc__)
     commands = root.add_subparsers(dest="command", required=True)
     plan.add_command(commands)
-    generate.add_command(commands)
+    many.add_command(commands)
     encode.add_command(commands)
     inspect.add_command(commands)
     measure.add_commands(commands)

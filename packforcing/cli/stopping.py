@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import current_thread, main_thread
 from types import FrameType
@@ -18,12 +18,16 @@ class Stopping:
     While blocks are made, the first signal waits for the next model pass: there a run ends without losing a block. The
     second one does not wait.
 
+    Args:
+        anywhere: whether several processes have heard one, given whether this one has: they stop at the same pass.
+
     Attributes:
         making: whether blocks are being made.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, anywhere: Callable[[bool], bool] = bool) -> None:
         self.making = False
+        self._anywhere = anywhere
         self._asked = False
 
     def hear(self, number: int, frame: FrameType | None) -> None:
@@ -34,14 +38,14 @@ class Stopping:
 
     def on_step(self, block: int, step: int) -> None:
         """The `on_step` of a `LongVideo`. Raises KeyboardInterrupt after a signal."""
-        if self._asked:
+        if self._anywhere(self._asked):
             raise KeyboardInterrupt
 
 
 @contextmanager
-def stopping() -> Iterator[Stopping]:
-    """Hears the signals until the context ends; only a program's main thread can."""
-    heard = Stopping()
+def stopping(anywhere: Callable[[bool], bool] = bool) -> Iterator[Stopping]:
+    """Hears the signals until the context ends; only a program's main thread can. The argument is `Stopping`'s."""
+    heard = Stopping(anywhere)
     before: dict[Any, Any] = {}
     if current_thread() is main_thread():
         before = {number: signal.signal(number, heard.hear) for number in SIGNALS}

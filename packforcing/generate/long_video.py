@@ -151,9 +151,10 @@ class LongVideo:
         self.on_step = on_step
         self.on_block: Callable[[int], None] = no_listener
         self._side = SideStream(wan.device) if settings.overlap and self.decoder is not None else None
-        self._deferred = self._side is not None and config.can_defer
+        beside = self._side is not None or (settings.overlap and models.decoded_elsewhere)
+        self._deferred = beside and config.can_defer
         kind = DeferredCache if self._deferred else Cache
-        self.cache = kind(layout, wan.shape, wan.device, wan.dtype, batch, wan.rotary)
+        self.cache = kind(layout, wan.shape, wan.device, wan.dtype, batch, wan.rotary, wan.share)
         self.record = new_record(models, settings, self.story)
         self._stopwatch = Stopwatch(wan.device)
         self._awaiting_clean_pass: _Made | None = None  # the newest block
@@ -382,7 +383,7 @@ class LongVideo:
             return None
         frames = block.frames()
         assert self.compressor is not None, "see check_complete"
-        assert self.compressor.direct or frames is not None, "see needs_frames"
+        assert frames is not None or not self.compressor.needs_vae, "with a VAE and mid blocks there is a decoder"
         with self._stopwatch.stretch(self.record.blocks[block.index].seconds, "compression"):
             tokens: Tensor = self.compressor(block.latents, frames, self.layout, self.vae, self.wan.patch_tokens)
         return tokens

@@ -16,6 +16,7 @@ from ..errors import PackForcingError
 # What a layer holds of each token, in widths of the model: hidden states, their normed copy, queries, keys, values,
 # attention's output, and the feed-forward layer's hidden states before and after its activation.
 HIDDEN_WIDTHS = 18
+WHOLE_WIDTHS = 3  # of these, what no process has a part of: hidden states, their normed copy, and a sum of all parts
 FLOAT32_BYTES = 4
 
 
@@ -45,12 +46,13 @@ class DecoderMemory:
 class MemoryDemand:
     """What decides how much device memory a run takes."""
 
-    model: ModelShape  # the transformer's sizes
+    model: ModelShape  # the transformer's sizes, or those of the part that this process has of it
     itemsize: int  # bytes of a value of the type that it runs in
     layout: Layout  # partitions and frame size
     blocks: int  # length of the video
     vae: DecoderMemory | None = None  # None: nothing is decoded
     prompts: int = 1  # of its story
+    processes: int = 1  # that share the heads out; `model` is what one of them has
 
     def bytes(self, frames_per_pass: int, overlap: bool = False) -> int:
         """Device bytes beside the weights.
@@ -67,7 +69,8 @@ class MemoryDemand:
             held += self.model.kv_bytes(self.layout.context_tokens, self.itemsize) // self.model.layers
         held += int(min(self.archive_bytes, config.archive_budget))
         rows = self.layout.tokens_per_block + (self.layout.compressed_tokens_per_block if config.top_k else 0)
-        hidden = HIDDEN_WIDTHS * rows * self.model.dim * self.itemsize
+        widths = HIDDEN_WIDTHS + WHOLE_WIDTHS * (self.processes - 1)
+        hidden = widths * rows * self.model.dim * self.itemsize
         if self.vae is None:
             return held + hidden
         decoding = self.vae.peak(size, frames_per_pass)

@@ -54,7 +54,8 @@ def memory_demand(models: VideoModels, layout: Layout, blocks: int, prompts: int
     """What a video of that many blocks, and of a story of so many prompts, takes of the device beside the weights."""
     wan, vae = models.wan, models.vae
     decoder = None if vae is None else DecoderMemory(vae.dim, vae.dtype.itemsize)
-    return MemoryDemand(wan.shape, wan.dtype.itemsize, layout, blocks, decoder, prompts)
+    part = wan.share.of(wan.shape)
+    return MemoryDemand(part, wan.dtype.itemsize, layout, blocks, decoder, prompts, wan.share.count)
 
 
 def fitted(settings: VideoSettings, demand: MemoryDemand, memory: DeviceMemory) -> VideoSettings:
@@ -86,7 +87,7 @@ def tune_models(models: VideoModels, layout: Layout, attention: bool = True, com
     """
     wan, vae = models.wan, models.vae
     if attention:
-        wan.attention = tuned_attention(wan.shape, layout, wan.device, wan.dtype)
+        wan.attention = tuned_attention(wan.share.of(wan.shape), layout, wan.device, wan.dtype)
     if vae is None:
         return None
     channels_last = tune_vae_layout(vae, layout.size)

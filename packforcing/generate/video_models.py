@@ -19,10 +19,15 @@ class VideoModels:
     vae: WanVAE | None = None  # decodes frames; a compressor that goes through pixels needs it too
     compressor: Compressor | None = None  # needed unless `top_k` is 0
 
+    @property
+    def decoded_elsewhere(self) -> bool:
+        """Whether another process decodes the blocks (`generate.together`)."""
+        return self.compressor is not None and self.compressor.decoded_elsewhere
+
 
 def needs_frames(models: VideoModels, layout: Layout) -> bool:
     """Whether blocks must be decoded for what comes after them: for a compressor that goes through pixels."""
-    return layout.config.top_k > 0 and models.compressor is not None and not models.compressor.direct
+    return layout.config.top_k > 0 and models.compressor is not None and models.compressor.needs_vae
 
 
 def check_complete(models: VideoModels, layout: Layout) -> None:
@@ -35,7 +40,7 @@ def check_complete(models: VideoModels, layout: Layout) -> None:
             f"Mid blocks are compressed, but there is no compressor and top_k is {top_k}: connect a "
             "PackForcing Compressor Loader, or set top_k to 0."
         )
-    if models.vae is None and not compressor.direct:
+    if models.vae is None and compressor.needs_vae:
         raise PackForcingError(
             "The compressor's LR branch goes through pixels and needs a VAE, but there is none: connect the Wan "
             "2.1 VAE, or set top_k to 0 to run without mid blocks."

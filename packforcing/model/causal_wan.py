@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..cache.cache import Cache
+from ..cache.head_share import WHOLE, HeadShare
 from ..cache.rope import EAGER_ROTARY, compiled_rotary
 from ..config import PATCH, ModelShape
 from ..devices import to_device
@@ -87,11 +88,11 @@ def time_features(timestep: Tensor, dim: int) -> Tensor:
 # ---------------------------------------------------------------------- what a layer does between its attentions
 
 
-def _split(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1))
+def _split(x: Tensor, head_dim: int) -> Tensor:
+    return x.unflatten(-1, (-1, head_dim))
 
 
-def project(block: BlockModules, hidden: Tensor, modulation: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def project(block: BlockModules, hidden: Tensor, modulation: Tensor, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values [B, L, H, D] of the self-attention of hidden tokens [B, L, d].
 
     Here and below, `modulation` [B, 6, d] is the layer's shift, scale and gate, twice.
@@ -99,17 +100,17 @@ def project(block: BlockModules, hidden: Tensor, modulation: Tensor, heads: int)
     shift, scale = modulation.chunk(6, dim=1)[:2]
     x, attn = torch.addcmul(shift, block.norm1(hidden), 1 + scale), block.self_attn
     queries, keys = attn.norm_q(attn.q(x)), attn.norm_k(attn.k(x))
-    return _split(queries, heads), _split(keys, heads), _split(attn.v(x), heads)
+    return _split(queries, head_dim), _split(keys, head_dim), _split(attn.v(x), head_dim)
 
 
 def after_attention(
-    block: BlockModules, hidden: Tensor, attended: Tensor, modulation: Tensor, heads: int
+    block: BlockModules, hidden: Tensor, attended: Tensor, modulation: Tensor, head_dim: int
 ) -> tuple[Tensor, Tensor]:
     """Adds the self-attention [B, L, H, D] to the hidden tokens [B, L, d]; with the queries to the prompt."""
     gate = modulation.chunk(6, dim=1)[2]
     hidden = torch.addcmul(hidden, block.self_attn.o(attended.flatten(2)), gate)
     cross = block.cross_attn
-    return hidden, _split(cross.norm_q(cross.q(block.norm3(hidden))), heads)
+    return hidden, _split(cross.norm_q(cross.q(block.norm3(hidden))), head_dim)
 
 
 def after_prompt(block: BlockModules, hidden: Tensor, attended: Tensor, modulation: Tensor) -> Tensor:
@@ -144,6 +145,7 @@ class CausalWan:
         compiled: whether what a layer does between its attentions, and the rotations of a cache that takes `turns`, are
             compiled, which takes a minute at first.
         text_len: tokens to which prompts are padded; None: as its shape says (`known_models.text_len_of`).
+        share: which heads the module tree has; `shape` is that of the whole model.
 
     Attributes:
         weights: what brings the layers' weights to the device, where they do not lie there (`read_ahead`).
@@ -157,12 +159,15 @@ class CausalWan:
         device: torch.device | str = "cpu",
         compiled: bool = False,
         text_len: int | None = None,
+        share: HeadShare = WHOLE,
     ) -> None:
         self.modules = as_wan(modules)
+        self.share = share
         self.attention = attention
         self.dtype = dtype
         self.device = torch.device(device)
         self.heads = self.modules.blocks[0].self_attn.num_heads
+        self.head_dim = self.shape.head_dim
         self._parts = LayerParts().compiled() if compiled else LayerParts()
         self.rotary = compiled_rotary() if compiled else EAGER_ROTARY  # for its caches
         self.text_len = text_len_of(self.shape) if text_len is None else text_len
@@ -215,7 +220,7 @@ class CausalWan:
             with self.weights.prompt(layer):
                 keys = block.cross_attn.norm_k(block.cross_attn.k(hidden))
                 values = block.cross_attn.v(hidden)
-            layers.append((_split(keys, self.heads), _split(values, self.heads)))
+            layers.append((_split(keys, self.head_dim), _split(values, self.head_dim)))
         return TextKV(tuple(layers))
 
     def _modulations(self, sigma: float | Tensor, batch: int) -> tuple[Tensor, Tensor]:
@@ -311,7 +316,7 @@ class CausalWan:
             attn = block.self_attn
             with self.weights.at(layer):
                 keys, values = attn.norm_k(attn.k(compressed)), attn.v(compressed)
-            cache.write_compressed(layer, _split(keys, self.heads), _split(values, self.heads))
+            cache.write_compressed(layer, _split(keys, self.head_dim), _split(values, self.head_dim))
 
     def _prompt(self, text: Text, layer: int) -> Callable[[Tensor], Tensor]:
         """The attention to the prompt at one layer, of queries [B, L, H, D]."""
@@ -322,7 +327,7 @@ class CausalWan:
     ) -> Tensor:
         """Self-attention [B, L, H, D] of the current block's tokens, the first `full` of the hidden tokens [B, L, d],
         and, on their own, of a compressed form's, the others."""
-        projected = self._parts.project(block, hidden, modulation, self.heads)
+        projected = self._parts.project(block, hidden, modulation, self.head_dim)
         out = []
         if full:
             out.append(self.attention(*cache.attend(layer, *(x[:, :full] for x in projected))))
@@ -334,7 +339,7 @@ class CausalWan:
         self, layer: int, block: BlockModules, hidden: Tensor, modulation: Tensor, cache: Cache, full: int
     ) -> None:
         """`_attend` in the last layer of a clean pass, after which nothing is computed."""
-        projected = self._parts.project(block, hidden, modulation, self.heads)
+        projected = self._parts.project(block, hidden, modulation, self.head_dim)
         if full:
             cache.store(layer, *(x[:, :full] for x in projected))
         if full < hidden.shape[1]:
@@ -350,7 +355,8 @@ class CausalWan:
         attend: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
         """One transformer layer: self-attention, cross-attention to the prompt, feed-forward; hidden is [B, L, d]."""
-        hidden, queries = self._parts.after_attention(block, hidden, attend(hidden, modulation), modulation, self.heads)
+        attended = attend(hidden, modulation)
+        hidden, queries = self._parts.after_attention(block, hidden, attended, modulation, self.head_dim)
         return self._parts.after_prompt(block, hidden, prompt(queries), modulation)
 
     def _head(self, hidden: Tensor, time: Tensor) -> Tensor:

@@ -153,7 +153,7 @@ def lr_latents(frames: Tensor, vae: WanVAE, temporal_stride: int) -> Tensor:
 class Compressor(nn.Module):
     """Makes the compressed form of a block, with an HR branch or (training-free) without.
 
-    `direct` says how its tokens enter the cache, see `Layout`.
+    `direct` says how its tokens enter the cache, see `Layout`; `needs_vae`, whether a run must have a VAE for it.
 
     Args:
         temporal_stride: latent frames that a token spans, 1 or 2.
@@ -162,6 +162,8 @@ class Compressor(nn.Module):
     """
 
     direct = False
+    needs_vae = True
+    decoded_elsewhere = False  # whether another process decodes the blocks
 
     def __init__(self, temporal_stride: int, hr: HRBranch | None = None, name: str = TRAINING_FREE_NAME) -> None:
         super().__init__()
@@ -209,6 +211,7 @@ class LatentCompressor(Compressor):
     """
 
     direct = True
+    needs_vae = False
 
     def __init__(self, channels: Sequence[int], name: str) -> None:
         super().__init__(temporal_stride=1, name=name)

@@ -1,4 +1,4 @@
-"""Several processes that train one model: which one this is, and tensors that are spread over all of them.
+"""Several processes that train one model: means over them, and tensors that are spread over all of them.
 
 Without `torchrun` there is one process, and nothing here does anything. Under FSDP the parameters are DTensors, called
 shards here: each process holds a part of each tensor.
@@ -9,34 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-
-def distributed() -> bool:
-    """Whether several processes train together."""
-    return dist.is_available() and dist.is_initialized()
-
-
-def process_count() -> int:
-    return dist.get_world_size() if distributed() else 1
-
-
-def rank() -> int:
-    """The number of this process, from 0."""
-    return dist.get_rank() if distributed() else 0
-
-
-def is_main() -> bool:
-    """Whether this process writes files."""
-    return rank() == 0
-
-
-def wait_for_all() -> None:
-    """Returns when all processes have come here."""
-    if distributed():
-        dist.barrier()
+from ..processes import any_process as any_process
+from ..processes import distributed as distributed
+from ..processes import is_main as is_main
+from ..processes import process_count as process_count
+from ..processes import rank as rank
+from ..processes import wait_for_all as wait_for_all
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
@@ -55,15 +36,6 @@ def mean_over_processes(values: Tensor) -> Tensor:
         dist.all_reduce(values)
         values /= process_count()
     return values
-
-
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in any process. All must ask, since they have to leave the loop together."""
-    if not distributed():
-        return flag
-    count = torch.tensor(float(flag), device=device)
-    dist.all_reduce(count)
-    return count.item() > 0
 
 
 def is_shard(tensor: Tensor) -> bool:
