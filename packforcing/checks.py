@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from .errors import PackForcingError
 
@@ -17,6 +20,42 @@ def check_number(name: str, value: object) -> None:
     """Raises PackForcingError for what is no number: text, a list, True. Ranges are checked after it, NaN with them."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise PackForcingError(f"{name} must be a number, but it is {shown(value)}.")
+
+
+def check_count(name: str, value: object, least: int = 0) -> None:
+    """Raises PackForcingError for what is no whole number from `least` up."""
+    check_whole(name, value)
+    if value < least:  # type: ignore[operator]
+        raise PackForcingError(f"{name} must be at least {least}, but it is {shown(value)}.")
+
+
+def check_between(name: str, value: object, least: float, most: float | None = None) -> None:
+    """Raises PackForcingError for what is no finite number from `least` to `most`; without `most`, from `least` up."""
+    check_number(name, value)
+    if not (isinstance(value, int) or isfinite(value)) or value < least or (most is not None and value > most):  # type: ignore[arg-type,operator]
+        wanted = f"at least {least:g}" if most is None else f"from {least:g} to {most:g}"
+        raise PackForcingError(f"{name} must be {wanted}, but it is {shown(value)}.")
+
+
+def is_of(value: object, kind: Any) -> bool:
+    """Whether what was read from JSON is of a type such as `int`, `float | None` or `dict[str, list[float]]`.
+
+    A whole number is a float too, as far as a float can hold it.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(is_of(value, each) for each in inner)
+    if origin is dict:
+        return isinstance(value, dict) and all(is_of(k, inner[0]) and is_of(v, inner[1]) for k, v in value.items())
+    if origin is list:
+        return isinstance(value, list) and all(is_of(each, inner[0]) for each in value)
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is float:
+        return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**1000)
+    return isinstance(value, kind)
 
 
 def shown(value: object) -> str:

@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from ..checks import check_whole
 from ..config import FrameSize, Layout, Length, block_lengths, default_temporal_stride
 from ..demo.text import encode_prompt
 from ..errors import PackForcingError
@@ -62,9 +63,11 @@ class RecallSettings:
         for what, found in (("policy", self.policies), ("gap", self.gaps)):
             if not found:
                 raise PackForcingError(f"An evaluation of recall needs at least one {what}, but none is given.")
+        check_whole("--videos", self.videos)
         if self.videos < 1:
             raise PackForcingError(f"--videos must be at least 1, but it is {self.videos}.")
         for gap in self.gaps:
+            check_whole("A gap", gap)
             if gap < 1:
                 raise PackForcingError(f"A gap must be at least 1 block, but --gaps has {gap}.")
             Length(blocks_of(gap) * BLOCK_FRAMES * 4 / FPS, FPS, BLOCK_FRAMES)  # checks that it is not too long

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..checks import check_count, check_whole, is_of
 from ..config import block_lengths, video_frames
 from ..errors import PackForcingError
 from ..files.weights import read_json
@@ -43,7 +44,11 @@ class ClipSet:
     places: bool = False  # of tours through places (world/places.py)
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.latent_frames % self.block_frames:
+        for name in ("count", "latent_frames"):
+            check_whole(f"A set of clips' {name}", getattr(self, name))
+        for name, least in (("size", 8), ("block_frames", 1), ("temporal_stride", 1)):
+            check_count(f"A set of clips' {name}", getattr(self, name), least)
+        if self.count < 1 or self.latent_frames < 1 or self.latent_frames % self.block_frames:
             raise PackForcingError(f"{self} is no set of clips: give 1 or more clips, of whole blocks.")
         if self.places and self.blocks < FEWEST_BLOCKS:
             raise PackForcingError(
