@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import isfinite
 from numbers import Integral, Real
 from types import UnionType
@@ -35,6 +36,18 @@ def check_between(name: str, value: object, least: float, most: float | None = N
     if not (isinstance(value, int) or isfinite(value)) or value < least or (most is not None and value > most):  # type: ignore[arg-type,operator]
         wanted = f"at least {least:g}" if most is None else f"from {least:g} to {most:g}"
         raise PackForcingError(f"{name} must be {wanted}, but it is {shown(value)}.")
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """Raises PackForcingError for what is none of the choices."""
+    if not isinstance(value, str) or value not in choices:
+        raise PackForcingError(f"{name} must be one of {', '.join(choices)}, but it is {shown(value)}.")
+
+
+def check_kind(name: str, value: object, kind: type) -> None:
+    """Raises PackForcingError for what is no object of a class."""
+    if not isinstance(value, kind):
+        raise PackForcingError(f"{name} must be a {kind.__name__}, but it is {shown(value)}.")
 
 
 def is_of(value: object, kind: Any) -> bool:

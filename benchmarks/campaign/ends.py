@@ -39,7 +39,24 @@ from .disk import FailingDisk
 
 VIDEO, STATE, LATENTS, REPORT = "out.mp4", "s.safetensors", "l.latent", "r.json"
 BLOCKS = 5
-SMALL = ["--width", "64", "--height", "64", "--block", "1", "--sink", "1", "--recent", "1", "--top-k", "2", "--steps", "1", "--update", "few-step"]
+SMALL = [
+    "--width",
+    "64",
+    "--height",
+    "64",
+    "--block",
+    "1",
+    "--sink",
+    "1",
+    "--recent",
+    "1",
+    "--top-k",
+    "2",
+    "--steps",
+    "1",
+    "--update",
+    "few-step",
+]
 KEPT = ["--save-state", STATE, "--continue-from", STATE, "--latents", LATENTS, "--report", REPORT]
 STORY = "0:00 a red circle\n0:00.5 a blue square\n0:01 two yellow stars\n"
 SCENARIOS = {

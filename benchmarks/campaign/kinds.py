@@ -167,8 +167,7 @@ def video(path: Path) -> None:
 def record(path: Path) -> None:
     config = CacheConfig(block_frames=1, sink_frames=1, recent_frames=1, top_k=2)
     blocks = [
-        BlockRecord(i, [[j for j in range(1, i - 1)][-2:]] * 2, bytes={"sink": 8}, seconds={"denoise": 0.5})
-        for i in range(5)
+        BlockRecord(i, [list(range(1, i - 1))[-2:]] * 2, bytes={"sink": 8}, seconds={"denoise": 0.5}) for i in range(5)
     ]
     prompts = [PromptRecord(0, "a cat"), PromptRecord(3, "")]
     found = CacheRecord(ModelShape(2, 256, 2), config, SIZE, 16.0, 1, "x", "float32", "cpu", 0.1, blocks, prompts)

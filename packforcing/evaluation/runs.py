@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -139,6 +140,11 @@ class Result:
     elapsed: float
     measures: dict[str, Measures]
 
+    def __post_init__(self) -> None:
+        if not self.measures or not all(re.fullmatch(r"[0-9.e+]+", key) for key in self.measures):
+            raise ValueError("A result has measures by its durations.")
+        max(map(float, self.measures))  # raises ValueError for what is no number
+
     @property
     def key(self) -> tuple[str, str, int]:
         """Its run's."""
@@ -258,7 +264,11 @@ def _parsed(lines: Sequence[str], kind: type[Kept]) -> Iterator[Kept]:
             continue
         same = isinstance(values, dict) and values.keys() == types.keys()
         if same and all(is_of(values[name], types[name]) for name in types):
-            yield kind(**values)
+            try:
+                result = kind(**values)
+            except ValueError:
+                continue
+            yield result
 
 
 def add_result(path: Path, result: Any) -> None:

@@ -50,6 +50,6 @@ class Checkpoints:
             raise PackForcingError(
                 f"{paths[-1]} cannot be read as a checkpoint ({error}); delete it to go on from the one before."
             ) from error
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
+        if not isinstance(state, dict) or not isinstance(state.get("format"), int) or state.get("format") != FORMAT:
             raise PackForcingError(f"{paths[-1]} is not a checkpoint of this version's trainers; use another folder.")
         return state

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..checks import check_between, check_count, check_whole, shown
+from ..checks import check_between, check_choice, check_count, check_whole, shown
 from ..errors import PackForcingError
 
 DECAYS = ("cosine", "constant")
@@ -62,10 +62,8 @@ class RunConfig:
         check_between("final_rate", self.final_rate, 0, 1)
         for name in ("clip", "max_minutes"):
             check_between(name, getattr(self, name), 0)
-        if self.decay not in DECAYS:
-            raise PackForcingError(f"decay is {self.decay!r}; choose one of {', '.join(DECAYS)}.")
-        if self.precision not in PRECISIONS:
-            raise PackForcingError(f"precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}.")
+        check_choice("decay", self.decay, DECAYS)
+        check_choice("precision", self.precision, PRECISIONS)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step (from 0), as a part of the full one."""
