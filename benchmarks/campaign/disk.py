@@ -20,9 +20,15 @@ def compiler() -> str | None:
     return next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
 
 
-def restart_on_failing_disk(base: Path, folder: Path) -> None:
-    """Begins this process anew with a disk that can fail below `folder`; what it needs lies in `base`."""
-    library, control = base / "failing_disk.so", base / "control"
+def is_failing() -> bool:
+    """Whether this process has a disk that can fail."""
+    return "FAILING_DISK_FOLDER" in os.environ
+
+
+def restart_on_failing_disk(base: Path) -> None:
+    """Begins this process anew, with a disk that can fail below the folder `runs` of `base`."""
+    library, control, folder = base / "failing_disk.so", base / "control", base / "runs"
+    folder.mkdir()
     found = compiler()
     assert found is not None
     subprocess.run([found, "-O1", "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"], check=True)

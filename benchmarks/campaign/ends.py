@@ -116,9 +116,8 @@ class Tally:
 class Ends:
     """Brings about ends of one scenario's run, and looks at what is left."""
 
-    def __init__(self, scenario: str, disk: FailingDisk, generator: random.Random) -> None:
-        self.scenario, self.disk, self.generator = scenario, disk, generator
-        self.tallies: dict[str, Tally] = {}
+    def __init__(self, scenario: str, disk: FailingDisk, generator: random.Random, tallies: dict[str, Tally]) -> None:
+        self.scenario, self.disk, self.generator, self.tallies = scenario, disk, generator, tallies
         self._number = 0
         folder = self._new_folder(older=False)
         end = self._play(folder)

@@ -82,7 +82,10 @@ def _in_one_process(kind: Kind, base: Path, seed: int, first: int, last: int, fo
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _child(kind, base, seed, range(first, last), writing)
+        try:
+            _child(kind, base, seed, range(first, last), writing)
+        finally:
+            os._exit(0)
     os.close(writing)
     done = 0
     with open(reading) as lines:
@@ -110,6 +113,7 @@ def _child(kind: Kind, base: Path, seed: int, numbers: range, writing: int) -> N
     with open(writing, "w") as lines:
         for number in numbers:
             folder = base / "damaged"
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that died
             shutil.copytree(base / "whole", folder)
             os.chdir(folder)
             (folder / kind.file).write_bytes(damaged(content, kind.form, random.Random(f"{seed} {kind.name} {number}")))
@@ -125,8 +129,6 @@ def _child(kind: Kind, base: Path, seed: int, numbers: range, writing: int) -> N
             lines.write(json.dumps([outcome, time.process_time() - start, memory]) + "\n")
             lines.flush()
             os.chdir(base)
-            shutil.rmtree(folder)
-    os._exit(0)
 
 
 def _most_held() -> int:

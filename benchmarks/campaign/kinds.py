@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import tiny_umt5
 import torch
@@ -58,7 +59,6 @@ from packforcing.training.loop import _resume
 from packforcing.training.rollouts import Rollouts, RolloutShape, rollout_path
 
 SIZE = FrameSize(64, 64)
-tiny_umt5.WIDTH = 16  # the readers take any width
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,8 @@ def umt5(layout: str, file: str) -> Callable[[Path], object]:
 
     def write(path: Path) -> None:
         folder = path.parents[len(Path(file).parts) - 1]
-        tiny_umt5.LAYOUTS[layout](folder, {k: v.clone() for k, v in tiny_umt5.random_umt5().items()})
+        with patch.object(tiny_umt5, "WIDTH", 16):  # the readers take any width
+            tiny_umt5.LAYOUTS[layout](folder, tiny_umt5.random_umt5())
         assert path.exists(), path
 
     return write

@@ -100,8 +100,7 @@ def _compare_buffers(rng: random.Random, found: Memory) -> None:
 
 
 def planned_buffer_bytes(model: ModelShape, layout: Layout, itemsize: int, deferred: bool) -> int:
-    """What the plan says of keys and values on the device, and two compressed blocks more: a spare slot, and the current
-    block's own."""
+    """What the plan says of keys and values on the device, and two compressed blocks: a spare slot, and its own."""
     spare = 2 * layout.compressed_tokens_per_block if layout.config.top_k else 0
     tokens = layout.context_tokens + spare + (layout.aside_tokens if deferred else 0)
     return model.kv_bytes(tokens, layout.config.bytes_per_value(itemsize))

@@ -198,7 +198,9 @@ def _check_fits(tensors: Mapping[str, Tensor], captions: Any, clips: ClipSet, pa
     fits = latents.shape == (count, LATENT_CHANNELS, clips.latent_frames, cells, cells) and count >= 1
     fits = fits and reduced.ndim == 6 and reduced.shape[:3] == (count, clips.blocks, LATENT_CHANNELS)
     fits = fits and all(_is_caption(each, clips.blocks) for each in captions)
-    if not fits or not all(tensor.is_floating_point() and tensor.isfinite().all() for tensor in (latents, reduced)):
+    if not fits or not all(
+        tensor.is_floating_point() and tensor.float().isfinite().all() for tensor in (latents, reduced)
+    ):
         raise PackForcingError(
             f"The clips {path} are not those that are wanted, or damaged: delete the file, and run the command again "
             "with --prepare."

@@ -114,7 +114,7 @@ def _is_whole(tensors: Mapping[str, Tensor], blocks: int) -> bool:
     """Whether a rollout's tensors have axes of a rollout, and hold finite numbers."""
     reduced, context = tensors["reduced"], tensors["context"]
     shapes = reduced.ndim == 5 and context.ndim == 2 and len(context) > 0
-    numbers = all(tensor.is_floating_point() and tensor.isfinite().all() for tensor in tensors.values())
+    numbers = all(tensor.is_floating_point() and tensor.float().isfinite().all() for tensor in tensors.values())
     return shapes and reduced.shape[:2] == (blocks, LATENT_CHANNELS) and numbers
 
 
