@@ -72,8 +72,8 @@ def is_of(value: object, kind: Any) -> bool:
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it, cut to a line's length."""
-    text = repr(value)
+    """A value as a message shows it, in one line, cut to its length."""
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
