@@ -49,7 +49,8 @@ class Checkpoints:
             state = torch.load(paths[-1], map_location="cpu", weights_only=True)
         except Exception as error:  # whatever a damaged pickle raises
             raise PackForcingError(
-                f"{paths[-1]} cannot be read as a checkpoint ({reason_of(error)}); delete it to go on from the one before."
+                f"{paths[-1]} cannot be read as a checkpoint ({reason_of(error)}); delete it to go on from the one "
+                "before."
             ) from error
         if not isinstance(state, dict) or not isinstance(state.get("format"), int) or state.get("format") != FORMAT:
             raise PackForcingError(f"{paths[-1]} is not a checkpoint of this version's trainers; use another folder.")
