@@ -61,6 +61,18 @@ def test_a_killed_command_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest
     assert Path("out.mp4").read_bytes() == Path("whole.mp4").read_bytes()
 
 
+def test_the_same_command_once_more_makes_the_same_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A run that is killed at its very end may have its whole state, and lack its last frames."""
+    monkeypatch.chdir(tmp_path)
+    command = [*COMMAND[3:], *KEPT, "--seconds", "1", "--report", "r.json"]
+    assert main(command) == 0
+    kept = {name: Path(name).read_bytes() for name in ("out.mp4", "l.latent", "s.safetensors")}
+    Path("out.mp4").write_bytes(kept["out.mp4"][:5000])
+    Path("l.latent").unlink()
+    assert main(command) == 0
+    assert {name: Path(name).read_bytes() for name in kept} == kept
+
+
 def test_a_run_whose_readers_are_gone_makes_its_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     reading, writing = os.pipe()
     os.close(reading)
