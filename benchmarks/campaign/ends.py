@@ -58,12 +58,13 @@ SMALL = [
     "few-step",
 ]
 KEPT = ["--save-state", STATE, "--continue-from", STATE, "--latents", LATENTS, "--report", REPORT]
+STORY_FILE = "story.txt"
 STORY = "0:00 a red circle\n0:00.5 a blue square\n0:01 two yellow stars\n"
 SCENARIOS = {
     "prompt": ["--prompt", "a red circle"],
-    "story": ["--story", "story.txt", "--prompt-switch", "blend"],
+    "story": ["--story", STORY_FILE, "--prompt-switch", "blend"],
     "overlap": ["--prompt", "a red circle", "--overlap", "on"],
-    "story, overlap, fp8": ["--story", "story.txt", "--overlap", "on", "--kv-dtype", "fp8_e4m3"],
+    "story, overlap, fp8": ["--story", STORY_FILE, "--overlap", "on", "--kv-dtype", "fp8_e4m3"],
 }
 DISK_FAULTS: dict[str, dict[str, Any]] = {
     "SIGKILL at a step": {},
@@ -167,7 +168,7 @@ class Ends:
         try:
             end = self._play(folder, filled_to=room, **how)
             if power and end.code < 0:
-                self.disk.cut_power(folder)
+                self.disk.cut_power(folder, {STORY_FILE})
             found = list(self._left(folder, end, tally, power=power))
             if room is not None:
                 (folder / "filler").unlink(missing_ok=True)
@@ -185,7 +186,7 @@ class Ends:
         folder.mkdir(parents=True)
         if room is not None:
             mount(folder)
-        (folder / "story.txt").write_text(STORY)
+        (folder / STORY_FILE).write_text(STORY)
         if older:
             (folder / VIDEO).write_bytes(OLDER)
         return folder
@@ -354,7 +355,7 @@ def mount(folder: Path) -> None:
 def fill(folder: Path, room: int) -> None:
     """Fills a file system as soon as a run has begun there, so that `room` bytes are left."""
     deadline = time.monotonic() + 60
-    while not list(folder.glob(f"{VIDEO}*")) and time.monotonic() < deadline:
+    while not (folder / f"{VIDEO}{PART}").exists() and time.monotonic() < deadline:
         time.sleep(0.002)
     free = shutil.disk_usage(folder).free
     with (folder / "filler").open("wb") as file:

@@ -237,7 +237,6 @@ def run(options: argparse.Namespace) -> None:
             for block in written_blocks(kept, request.length.blocks, writer, start):
                 latents.append(block.latents.cpu())
         finally:
-            heard.making = False
             if latents:
                 keep(options, request, replace(ready, told=told()), torch.cat(latents, dim=2), journal)
     elapsed = time.perf_counter() - start
