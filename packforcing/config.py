@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from .checks import check_number, check_whole
+from .checks import check_choice, check_count, check_kind, check_number, check_whole, shown
 from .errors import PackForcingError
 from .known_models import MODELS as MODELS
 from .known_models import TEXT_TOKENS as TEXT_TOKENS
@@ -24,6 +24,7 @@ COMPRESSED_SPACE_STRIDE = 4  # full-resolution tokens a compressed token, in eac
 
 LARGEST_SIDE = 16_384  # pixels; the same for everybody who sets a size
 SLOWEST_FPS, FASTEST_FPS = 0.01, 1000  # likewise for frame rates
+MOST_FRAMES = 1_000_000_000  # latent frames of a partition, and mid blocks: likewise
 LONGEST_SECONDS = 10_000_000  # the method has no limit; whoever asks for more than months has mistyped
 SELECTIONS = ("affinity", "recency")
 ARCHIVE_DEVICES = ("auto", "device", "host")
@@ -135,6 +136,8 @@ class CacheConfig:
     def __post_init__(self) -> None:
         for name in ("block_frames", "sink_frames", "recent_frames", "top_k", "position_range"):
             check_whole(name, getattr(self, name))
+            if getattr(self, name) > MOST_FRAMES:
+                raise PackForcingError(f"{name} can be at most {MOST_FRAMES:,}, but it is {getattr(self, name):,}.")
         for name in ("query_fraction", "head_fraction", "archive_budget_gb"):
             check_number(name, getattr(self, name))
         if self.block_frames < 1:
@@ -149,14 +152,9 @@ class CacheConfig:
                 )
         if self.top_k < 0:
             raise PackForcingError(f"top_k counts mid blocks and cannot be negative, but it is {self.top_k}.")
-        if self.selection not in SELECTIONS:
-            raise PackForcingError(f"selection must be one of {', '.join(SELECTIONS)}, but it is '{self.selection}'.")
-        if self.archive_device not in ARCHIVE_DEVICES:
-            raise PackForcingError(
-                f"archive_device must be one of {', '.join(ARCHIVE_DEVICES)}, but it is '{self.archive_device}'."
-            )
-        if self.kv_dtype not in KV_DTYPES:
-            raise PackForcingError(f"kv_dtype must be one of {', '.join(KV_DTYPES)}, but it is '{self.kv_dtype}'.")
+        check_choice("selection", self.selection, SELECTIONS)
+        check_choice("archive_device", self.archive_device, ARCHIVE_DEVICES)
+        check_choice("kv_dtype", self.kv_dtype, KV_DTYPES)
         for name in ("query_fraction", "head_fraction"):
             if not 0 < getattr(self, name) <= 1:
                 raise PackForcingError(f"{name} must be above 0 and at most 1, but it is {getattr(self, name)}.")
@@ -247,9 +245,11 @@ class Layout:
     direct: bool = False
 
     def __post_init__(self) -> None:
-        if self.temporal_stride not in (1, 2):
+        check_kind("A layout's config", self.config, CacheConfig)
+        check_kind("A layout's size", self.size, FrameSize)
+        if self.temporal_stride not in (1, 2) or isinstance(self.temporal_stride, bool):
             raise PackForcingError(
-                f"A compressor's temporal stride is 1 or 2, but this one's is {self.temporal_stride}."
+                f"A compressor's temporal stride is 1 or 2, but this one's is {shown(self.temporal_stride)}."
             )
         if self.config.top_k == 0:
             return
@@ -315,6 +315,7 @@ class Length:
     block_frames: int
 
     def __post_init__(self) -> None:
+        check_count("A block's number of latent frames", self.block_frames, 1)
         check_number("The frame rate", self.fps)
         check_number("The video's length in seconds", self.seconds)
         if not 0 < self.fps < float("inf"):

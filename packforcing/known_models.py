@@ -7,16 +7,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .checks import check_count
+
 TEXT_TOKENS = 512  # Wan pads every prompt to as many, and cuts longer ones
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the cache needs to know of a transformer."""
+    """What the cache needs to know of a transformer. Raises PackForcingError for sizes that none has."""
 
     layers: int
     dim: int  # width of the hidden states, over all heads
     heads: int
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "dim", "heads"):
+            check_count(f"A model's {name}", getattr(self, name), 1)
 
     @property
     def head_dim(self) -> int:

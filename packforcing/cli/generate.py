@@ -293,7 +293,6 @@ def made(
             for block in written_blocks(kept, request.length.blocks, writer, start):
                 latents.append(block.latents.cpu())
         finally:
-            heard.making = False
             if latents:
                 keep(options, request, replace(ready, told=told()), torch.cat(latents, dim=2), journal)
     return summary_of(options, request, video.record, writer.frames, time.perf_counter() - start)

@@ -115,7 +115,7 @@ def read_picture(file: str) -> Tensor:
     try:
         with Image.open(file) as image:
             pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.float32)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # PIL's for a broken PNG
         raise PackForcingError(
             f"The start image {file} cannot be read ({type(error).__name__}): give a PNG, JPEG or WebP file."
         ) from error

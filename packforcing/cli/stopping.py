@@ -15,14 +15,14 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 class Stopping:
     """Turns signals into KeyboardInterrupt.
 
-    While blocks are made, the first signal waits for the next model pass: there a run ends without losing a block. The
-    second one does not wait.
+    While blocks are made, the first signal waits for the next model pass: there a run ends without losing a block. If
+    there is none any more, since the last files are being written, they are written. The second one does not wait.
 
     Args:
         anywhere: whether several processes have heard one, given whether this one has: they stop at the same pass.
 
     Attributes:
-        making: whether blocks are being made.
+        making: whether a block has been begun.
     """
 
     def __init__(self, anywhere: Callable[[bool], bool] = bool) -> None:

@@ -8,10 +8,12 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from math import prod
 
 import numpy as np
 import torch
 
+from ..checks import check_whole
 from ..config import FrameSize, Layout, Length, block_lengths, default_temporal_stride
 from ..demo.text import encode_prompt
 from ..errors import PackForcingError
@@ -30,6 +32,7 @@ from .views import VIEW
 
 RECALL_MEASUREMENT = 1  # raised whenever results of an older version of this code are no longer comparable
 WORLD = Policy("world", "the drawn places through the VAE and back: what a perfect memory would score", "none")
+LONGEST_GAP = 1_000_000_000  # blocks
 WORLD_GAP = 1  # a place's clock stands still while it is away, so that the drawn world is the same after any gap
 SHAPES = {
     "first": (3, 2, VIEW, VIEW, 3),
@@ -62,9 +65,13 @@ class RecallSettings:
         for what, found in (("policy", self.policies), ("gap", self.gaps)):
             if not found:
                 raise PackForcingError(f"An evaluation of recall needs at least one {what}, but none is given.")
+        check_whole("--videos", self.videos)
         if self.videos < 1:
             raise PackForcingError(f"--videos must be at least 1, but it is {self.videos}.")
         for gap in self.gaps:
+            check_whole("A gap", gap)
+            if gap > LONGEST_GAP:
+                raise PackForcingError(f"A gap can be at most {LONGEST_GAP:,} blocks, but --gaps has {gap:,}.")
             if gap < 1:
                 raise PackForcingError(f"A gap must be at least 1 block, but --gaps has {gap}.")
             Length(blocks_of(gap) * BLOCK_FRAMES * 4 / FPS, FPS, BLOCK_FRAMES)  # checks that it is not too long
@@ -112,6 +119,11 @@ class RecallResult:
     layers: dict[str, list[float]]  # measures of the selection by layer; {} without mid blocks
     shown: dict[str, str]  # the fields of `Shown`, packed
 
+    def __post_init__(self) -> None:
+        if self.shown.keys() != SHAPES.keys():
+            raise ValueError("A result of recall has the pictures that were shown.")
+        self.views  # noqa: B018 (raises ValueError for pictures that are damaged)
+
     @property
     def key(self) -> tuple[str, int, int]:
         """Its run's."""
@@ -129,8 +141,12 @@ def pack(pictures: np.ndarray) -> str:
 
 
 def unpack(text: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The pictures that were packed, float32."""
-    return np.frombuffer(zlib.decompress(b64decode(text)), np.uint8).reshape(shape).astype(np.float32) / 255
+    """The pictures that were packed, float32. Raises ValueError for what is none."""
+    try:
+        values = zlib.decompressobj().decompress(b64decode(text), prod(shape) + 1)  # no more, whatever it claims
+    except zlib.error as error:
+        raise ValueError("Pictures cannot be unpacked.") from error
+    return np.frombuffer(values, np.uint8).reshape(shape).astype(np.float32) / 255
 
 
 def blocks_of(gap: int) -> int:

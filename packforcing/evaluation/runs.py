@@ -12,17 +12,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 
+from ..checks import check_whole, is_of
 from ..config import CacheConfig, FrameSize, Layout, Length, default_temporal_stride
 from ..demo.text import encode_prompt
 from ..errors import PackForcingError
+from ..files.weights import read_json
 from ..generate.long_video import LongVideo, VideoModels, VideoSettings
 from ..generate.sampling import Sampling
 from ..generate.story import Story
@@ -80,6 +83,7 @@ class Settings:
             if not found:
                 raise PackForcingError(f"An evaluation needs at least one {what}, but none is given.")
         for what, count in (("prompts", self.prompts), ("seeds", self.seeds)):
+            check_whole(f"An evaluation's number of {what}", count)
             if count < 1:
                 raise PackForcingError(f"An evaluation needs at least one of its {what}, but {count} are asked for.")
         if self.prompts > MOST_PROMPTS:
@@ -135,6 +139,11 @@ class Result:
     fingerprint: str
     elapsed: float
     measures: dict[str, Measures]
+
+    def __post_init__(self) -> None:
+        if not self.measures or not all(re.fullmatch(r"[0-9.e+]+", key) for key in self.measures):
+            raise ValueError("A result has measures by its durations.")
+        max(map(float, self.measures))  # raises ValueError for what is no number
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -241,16 +250,25 @@ def measure(video: np.ndarray, prompt: str, seconds: float) -> Measures:
 
 
 def read_results(path: Path, kind: type[Kept]) -> list[Kept]:
-    """All results of a file of JSON lines; none when there is no file. A line that was cut off is passed over."""
-    return list(_parsed(path.read_text().splitlines(), kind)) if path.is_file() else []
+    """All results of a file of JSON lines; none when there is no file. A line that is none, since it was cut off or
+    damaged, is passed over."""
+    return list(_parsed(path.read_text(errors="replace").splitlines(), kind)) if path.is_file() else []
 
 
 def _parsed(lines: Sequence[str], kind: type[Kept]) -> Iterator[Kept]:
+    types = get_type_hints(kind)
     for line in lines:
         try:
-            yield kind(**json.loads(line))
-        except (ValueError, TypeError):  # the process was killed while it wrote
+            values = read_json(line)
+        except ValueError:  # the process was killed while it wrote
             continue
+        same = isinstance(values, dict) and values.keys() == types.keys()
+        if same and all(is_of(values[name], types[name]) for name in types):
+            try:
+                result = kind(**values)
+            except ValueError:
+                continue
+            yield result
 
 
 def add_result(path: Path, result: Any) -> None:

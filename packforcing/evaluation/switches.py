@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import check_whole
 from ..config import FrameSize, Layout, block_lengths, default_temporal_stride
 from ..demo.text import encode_prompt
 from ..errors import PackForcingError
@@ -78,6 +79,7 @@ class SwitchSettings:
     def __post_init__(self) -> None:
         if not self.policies:
             raise PackForcingError("An evaluation needs at least one policy, but none is given.")
+        check_whole("--videos", self.videos)
         if not 1 <= self.videos <= MOST_PROMPTS:
             raise PackForcingError(f"--videos must be 1 to {MOST_PROMPTS}, but it is {self.videos}.")
         for policy in self.policies:

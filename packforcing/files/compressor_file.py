@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_kind, shown
 from ..errors import PackForcingError
 from .file_kinds import PACK_COMPRESSOR, bare_name, looks_like
 from .wan_names import named_weight_set
@@ -42,14 +43,19 @@ class CompressorMetadata:
 
     def __post_init__(self) -> None:
         _check_version("The compressor", self.format_version)
+        check_kind("The compressor's hidden_channels", self.hidden_channels, tuple)
         names = ("model_dim", "latent_channels", "temporal_stride", "block_frames")
         numbers = {name: getattr(self, name) for name in names}
         numbers |= {f"hidden_channels[{i}]": n for i, n in enumerate(self.hidden_channels)}
         for name, number in numbers.items():
             if type(number) is not int or number < 1:
-                raise PackForcingError(f"The compressor's {name} is {number!r}: it must be a whole number above 0.")
+                raise PackForcingError(
+                    f"The compressor's {name} is {shown(number)}: it must be a whole number above 0."
+                )
         if self.temporal_stride not in (1, 2):
-            raise PackForcingError(f"The compressor's temporal_stride is {self.temporal_stride!r}: it must be 1 or 2.")
+            raise PackForcingError(
+                f"The compressor's temporal_stride is {shown(self.temporal_stride)}: it must be 1 or 2."
+            )
         if self.block_frames % self.temporal_stride:
             raise PackForcingError(
                 f"The compressor's temporal_stride {self.temporal_stride} does not divide its block_frames "
@@ -139,7 +145,7 @@ def _parse_metadata(text: str, source: str) -> CompressorMetadata:
 def _check_version(source: str, version: Any) -> None:
     if version != COMPRESSOR_VERSION:
         raise PackForcingError(
-            f"{source} has compressor format version {version!r}, and this PackForcing knows version "
+            f"{source} has compressor format version {shown(version)}, and this PackForcing knows version "
             f"{COMPRESSOR_VERSION}: update PackForcing, or choose another compressor."
         )
 

@@ -271,12 +271,14 @@ def frames_of(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
 
     A file that breaks off gives the frames before the break. Raises PackForcingError when there is none.
     """
-    count = 0
+    count, size = 0, None
     try:
         for frame in iio.imiter(str(target_of(path)), plugin="pyav", format="rgb24"):
+            if frame.shape != (size := size or frame.shape):
+                raise ValueError("its frames change their size")
             count += 1
             yield frame
-    except av.error.FFmpegError as error:
+    except (av.error.FFmpegError, ValueError, TypeError, AttributeError) as error:
         log.warning("The video %s breaks off: %s", path, error)
     if not count:
         raise PackForcingError(f"The video {path} holds no frame that can be decoded.")
@@ -290,10 +292,18 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     with _open_video(path) as container:
         stream = container.streams.video[0]
         rate = stream.average_rate
-        # A fragmented file has no count in its header.
-        frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
-        seconds = float(stream.duration * stream.time_base) if stream.duration else float(frames / rate)
-        return VideoInfo(frames, float(rate), stream.width, stream.height, seconds)
+        try:
+            # A fragmented file has no count in its header.
+            frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
+            seconds = float(stream.duration * stream.time_base) if stream.duration else float(frames / rate)
+            return VideoInfo(frames, float(rate), stream.width, stream.height, seconds)
+        except (
+            av.error.FFmpegError,
+            TypeError,
+            AttributeError,
+            ZeroDivisionError,
+        ) as error:  # it lacks a codec or rate
+            raise PackForcingError(f"The video {path} is damaged ({error}): choose another.") from error
 
 
 def _exact_rate(fps: float) -> Fraction:
@@ -358,7 +368,7 @@ def _decode_first_frame(path: Path) -> None:
 def _open_video(path: str | os.PathLike[str]) -> av.container.InputContainer:
     try:
         container = av.open(str(target_of(path)))  # an absolute name: FFmpeg takes "take:1.mp4" for an address
-    except (OSError, av.error.FFmpegError) as error:
+    except (OSError, av.error.FFmpegError, UnicodeDecodeError) as error:  # the last for tags that are no text
         raise PackForcingError(
             f"The video {path} cannot be opened ({error}): check the path, and that it is a video."
         ) from error

@@ -187,13 +187,17 @@ def _torch_load(path: Path, is_zip: bool) -> Any:
 
 def _damaged(path: Path, error: Exception) -> PackForcingError:
     """The sentence for a file that cannot be read, with the reader's reason."""
-    # torch wraps the reason of an unpickling error in advice to load unsafely, which is not passed on.
-    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
-    reason = text.split("\n")[0].rstrip(".")[:160] or type(error).__name__
+    reason = reason_of(error)
     return PackForcingError(
         f"{path} is damaged, incomplete or of another format: it has {path.stat().st_size:,} bytes and "
         f"cannot be read to its end ({reason}); {DOWNLOAD_AGAIN}, or choose another."
     )
+
+
+def reason_of(error: Exception) -> str:
+    """Why a reader failed, in one line. torch wraps that in advice to load unsafely, which is not passed on."""
+    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    return text.split("\n")[0].rstrip(".")[:160] or type(error).__name__
 
 
 # --- tensors ---------------------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite, nan
 from pathlib import PureWindowsPath
-from typing import Any
+from typing import Any, get_type_hints
 
 from ..cache.layer_cache import Affinity
-from ..config import CacheConfig, FrameSize, ModelShape
+from ..checks import is_of, shown
+from ..config import FASTEST_FPS, SLOWEST_FPS, CacheConfig, FrameSize, Layout, ModelShape
 from ..errors import PackForcingError
 
 # The owners of cache memory, in the order in which a picture stacks them.
@@ -22,6 +23,7 @@ PARTITIONS = ("sink", "recent", "current", "mid", "aside", "archive_device", "ar
 STAGES = ("refresh", "denoise", "decode", "wait", "compression", "clean_pass", "preview")
 
 FORMAT = "packforcing-cache-record"
+MOST_LEFT_OUT = 1_000_000  # blocks between two of a record; a picture has a column for each
 VERSION = 2  # of the JSON; 1 had neither a version nor affinity. A new field alone makes no new version.
 
 
@@ -115,7 +117,7 @@ class CacheRecord:
                 "update PackForcing, or choose a file that `generate --report` or the Cache Inspector wrote."
             )
         try:
-            return cls(
+            record = cls(
                 **_known(CacheRecord, document)
                 | {
                     "model": ModelShape(**_known(ModelShape, document["model"])),
@@ -126,11 +128,47 @@ class CacheRecord:
                     "prompts": [PromptRecord(**_known(PromptRecord, each)) for each in document.get("prompts", [])],
                 }
             )
-        except (KeyError, TypeError, AttributeError) as error:
+            _check(record)
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            reason = str(error) if isinstance(error, PackForcingError) else repr(error)
             raise PackForcingError(
-                f"This is no cache record ({error!r}): choose a file that `generate --report` or the Cache Inspector "
-                "wrote."
+                f"This is no cache record ({reason[:200].rstrip('.')}): choose a file that `generate --report` or the "
+                "Cache Inspector wrote."
             ) from error
+        return record
+
+
+def _check(record: CacheRecord) -> None:
+    """Raises ValueError for values of other types than a record has, and for blocks that no run makes."""
+    for part in (record, *record.blocks, *record.prompts):
+        for name, kind in get_type_hints(type(part)).items():
+            checked = name in ("model", "config", "size", "blocks", "prompts", "affinity")
+            if not checked and not is_of(getattr(part, name), kind):
+                raise ValueError(f"{name} is {shown(getattr(part, name))}")
+    if not SLOWEST_FPS <= record.fps <= FASTEST_FPS:
+        raise ValueError(f"fps is {record.fps}")
+    Layout(record.config, record.size, record.temporal_stride)
+    before = -1
+    for block in record.blocks:
+        if not before < block.block <= before + MOST_LEFT_OUT:
+            raise ValueError(f"block {block.block} follows block {before}")
+        _check_block(block, record.model.layers)
+        before = block.block
+
+
+def _check_block(block: BlockRecord, layers: int) -> None:
+    """Raises ValueError unless each layer attended to as many mid blocks that had been made, and scored those."""
+    counts = {len(mids) for mids in block.selected}
+    if len(block.selected) not in (0, layers) or len(counts) > 1:
+        raise ValueError(f"block {block.block} has not as many mid blocks in each of {layers} layers")
+    if any(not 0 <= mid < block.block for mids in block.selected for mid in mids):
+        raise ValueError(f"block {block.block} attended to a block that was not made")
+    if any(number < 0 or number > 2**60 for number in (*block.bytes.values(), *block.seconds.values())):
+        raise ValueError(f"block {block.block} has bytes or seconds that cannot be")
+    if len(block.affinity) not in (0, layers) or any(
+        each is not None and len(each.chosen) != len(block.selected[0]) for each in block.affinity
+    ):
+        raise ValueError(f"block {block.block} has not a score for each mid block")
 
 
 def _names(kind: Any) -> list[str]:

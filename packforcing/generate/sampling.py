@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..checks import check_whole
+from ..checks import check_choice, check_kind, check_whole
 from ..config import CacheConfig
 from ..errors import PackForcingError
 from ..flavours import Flavour
@@ -25,8 +25,9 @@ class Sampling:
     schedule: Schedule | None = None  # noise levels of its own; `steps` and `shift` are not used then
 
     def __post_init__(self) -> None:
-        if self.update not in UPDATES:
-            raise PackForcingError(f"update must be one of {', '.join(UPDATES)}, but it is '{self.update}'.")
+        check_choice("update", self.update, UPDATES)
+        if self.schedule is not None:
+            check_kind("schedule", self.schedule, Schedule)
         check_whole("The seed", self.seed)
         if not 0 <= self.seed < 2**64:
             raise PackForcingError(f"The seed must lie between 0 and 2^64 - 1, but it is {self.seed}.")

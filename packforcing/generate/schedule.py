@@ -13,11 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_number, check_whole, shown
+from ..checks import check_between, check_number, check_whole, shown
 from ..errors import PackForcingError
 
 UPDATES = ("few-step", "euler")
 TIMESTEPS = 1000  # a model was trained on as many noise levels
+SMALLEST_SHIFT, LARGEST_SHIFT = 1e-6, 1e6  # beyond, all levels are 0 or 1 to rounding
 MOST_STEPS = TIMESTEPS
 
 
@@ -44,6 +45,10 @@ class Schedule:
     first: tuple[Level, ...] = ()  # of the video's first block, where it has its own
 
     def __post_init__(self) -> None:
+        for name in ("levels", "first"):
+            given = getattr(self, name)
+            if not isinstance(given, tuple) or not all(isinstance(level, Level) for level in given):
+                raise PackForcingError(f"A schedule's {name} must be a tuple of noise levels, but are {shown(given)}.")
         for levels in (self.levels, self.first or self.levels):
             _check_count(len(levels))
             for before, after in pairwise(levels):
@@ -70,6 +75,7 @@ def check_shift(shift: float) -> None:
     check_number("The flow shift", shift)
     if not 0 < shift < float("inf"):
         raise PackForcingError(f"The flow shift must be above 0, but it is {shift}.")
+    check_between("The flow shift", shift, SMALLEST_SHIFT, LARGEST_SHIFT)
 
 
 def _check_count(steps: int) -> None:

@@ -38,8 +38,12 @@ class Start:
 
 
 def check_start(start: Start, block_frames: int, blocks: int) -> None:
-    """Raises PackForcingError when a start leaves nothing to make of a video of so many blocks."""
-    if start.frames >= blocks * block_frames:
+    """Raises PackForcingError when a start leaves nothing to make of a video of so many blocks.
+
+    A state of the whole video is enough: of a run that was killed at its very end, the file may lack its last frames.
+    """
+    frames = blocks * block_frames
+    if start.frames > frames or (start.frames == frames and start.selected is None):
         raise PackForcingError(
             f"{start.what} has {start.blocks(block_frames)} blocks already, but the video is to have {blocks} in all: "
             "ask for more seconds."

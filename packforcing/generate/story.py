@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from ..checks import check_whole, shown
-from ..config import CacheConfig, Length, video_frames
+from ..checks import check_between, check_kind, check_whole, shown
+from ..config import LONGEST_SECONDS, CacheConfig, Length, video_frames
 from ..errors import PackForcingError
 from ..model.causal_wan import BlendedText, Text, TextKV
 
@@ -50,6 +50,8 @@ class Story:
         if not self.stretches:
             raise PackForcingError("A story needs at least one prompt, but it has none: give one that starts at 0.")
         starts = [stretch.start for stretch in self.stretches]
+        for start in starts:
+            check_whole("A story's start of a prompt", start)
         if starts[0] != 0:
             raise PackForcingError(f"A story's first prompt must start at block 0, but it starts at block {starts[0]}.")
         for before, start in pairwise(starts):
@@ -126,6 +128,10 @@ class TimedPrompt:
 
     seconds: float
     prompt: str
+
+    def __post_init__(self) -> None:
+        check_between("A prompt's time in seconds", self.seconds, 0, LONGEST_SECONDS)
+        check_kind("A prompt", self.prompt, str)
 
 
 def parse_time(text: str) -> float | None:

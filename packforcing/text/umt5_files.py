@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -117,9 +118,11 @@ def indexed_files(index: Path) -> list[Path]:
     """The shards that an index names. Raises PackForcingError when it cannot be read or one is missing."""
     try:
         names = sorted(set(read_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("it names no files")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PackForcingError(f"{index} is no index of weights: {DOWNLOAD_AGAIN}.") from error
-    missing = [name for name in names if not (index.parent / name).is_file()]
+    missing = [name for name in names if not os.path.isfile(index.parent / name)]  # also of a name too long
     if missing or not names:
         raise PackForcingError(
             f"The folder {index.parent} lacks {len(missing)} of the {len(names)} files of its weights "
@@ -178,7 +181,7 @@ def check_umt5(file: UMT5File, named: Mapping[str, object]) -> None:
         kind = looks_like(named)
         what = kind.what if kind else "another model"
         raise PackForcingError(f"{path} holds no UMT5 text encoder, but {what}: {WANTED}.")
-    layers = range(file.layers)
+    layers = range(min(file.layers, len(tensors)))  # a number in a name may be any
     wanted = [f"encoder.block.{layer}.{name}" for layer in layers for name in LAYER_NAMES]
     missing = [name for name in [*wanted, "encoder.final_layer_norm.weight"] if name not in tensors]
     if missing and all("relative_attention_bias" in name for name in missing):
@@ -194,7 +197,8 @@ def check_umt5(file: UMT5File, named: Mapping[str, object]) -> None:
 
 def check_tensor(file: UMT5File, name: str) -> None:
     """Raises PackForcingError for a tensor of another shape, or of a type that is not known here."""
-    tensor, width = file.tensors[name], file.tensors[EMBEDDING].shape[-1]
+    tensor, embedding = file.tensors[name], file.tensors[EMBEDDING]
+    width = embedding.shape[1] if embedding.ndim == 2 else 0
     scale = file.scales.get(name)
     if not tensor.is_floating_point() or (scale is not None and scale.numel() != 1):
         raise PackForcingError(

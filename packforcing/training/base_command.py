@@ -117,18 +117,19 @@ def run(options: argparse.Namespace) -> Outcome:
     """Encode the clips that are missing; train, or go on training; export what there is."""
     device = common.start(options)
     folder = Path(options.folder)
+    config, settings = common.run_config(options), hyperparameters(options)  # before the clips are encoded
     data = prepare_clips(options, device)
     trainer = BaseTrainer(
         first_modules(options),
         data,
-        hyperparameters(options),
+        settings,
         histories=histories_of(options),
         start=options.init or options.seed,
         device=device,
         cache_dtype=torch.bfloat16 if options.precision == "bfloat16" else torch.float32,
         hr=first_hr(options),
     )
-    outcome = train(trainer, common.run_config(options))
+    outcome = train(trainer, config)
     provenance = common.provenance(options, outcome)
     with trainer.learners["base"].averaged():
         output = export(trainer.modules, options.output or folder / "base.safetensors", provenance)

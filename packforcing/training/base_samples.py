@@ -9,14 +9,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_between, check_count
 from ..errors import PackForcingError
+from ..generate.schedule import check_shift
 from ..world.captions import opened, parse
 from ..world.places import MOST_PLACES, NAMES, sample_way, showings, telling_name, tour_captions
 from .blocks import noise_levels
 from .clips import ClipCaptions, LatentClips
 from .histories import History
 from .prompts import Prompts, encoded
+from .run_config import check_ema
 
+SHARES = (
+    "history_noise",
+    "clean_history",
+    "open_captions",
+    "away_share",
+    "focus",
+    "place_share",
+    "described",
+    "composed",
+    "telling_names",
+    "pure_noise",
+    "dual_share",
+    "switch_share",
+)
 SWITCH_BLOCK = 2  # where the prompt of a measured clip changes
 MEMORY_LEVEL = 0.85  # a noise level at which colours are decided
 
@@ -45,6 +62,16 @@ class BaseOptions:
     whole_steps: int = 0  # first steps of a run on places that see the whole history
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name in SHARES:
+            check_between(name, getattr(self, name), 0, 1)
+        check_ema(self.ema)
+        check_shift(self.shift)
+        for name in ("rate", "weight_decay"):
+            check_between(name, getattr(self, name), 0)
+        for name in ("first_again", "least_returns", "whole_steps"):
+            check_count(name, getattr(self, name))
 
 
 # Those that mean nothing without tours.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import PackForcingError
+from ..files.weights import reason_of
 
 FORMAT = 1  # of the checkpoints
 
@@ -48,8 +49,9 @@ class Checkpoints:
             state = torch.load(paths[-1], map_location="cpu", weights_only=True)
         except Exception as error:  # whatever a damaged pickle raises
             raise PackForcingError(
-                f"{paths[-1]} cannot be read as a checkpoint ({error}); delete it to go on from the one before."
+                f"{paths[-1]} cannot be read as a checkpoint ({reason_of(error)}); delete it to go on from the one "
+                "before."
             ) from error
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
+        if not isinstance(state, dict) or not isinstance(state.get("format"), int) or state.get("format") != FORMAT:
             raise PackForcingError(f"{paths[-1]} is not a checkpoint of this version's trainers; use another folder.")
         return state

@@ -7,6 +7,7 @@ goes on where an earlier call was stopped. Clip i is a function of i alone. So a
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..config import block_lengths, video_frames
+from ..checks import check_count, check_whole, is_of
+from ..config import LATENT_CHANNELS, VAE_SPACE_STRIDE, block_lengths, video_frames
 from ..errors import PackForcingError
 from ..files.weights import read_json
 from ..files.writing import save_tensors
@@ -45,7 +47,11 @@ class ClipSet:
     twins: bool = False  # each the same as in the set without, but for one colour (world/twins.py)
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.latent_frames % self.block_frames:
+        for name in ("count", "latent_frames"):
+            check_whole(f"A set of clips' {name}", getattr(self, name))
+        for name, least in (("size", 8), ("block_frames", 1), ("temporal_stride", 1)):
+            check_count(f"A set of clips' {name}", getattr(self, name), least)
+        if self.count < 1 or self.latent_frames < 1 or self.latent_frames % self.block_frames:
             raise PackForcingError(f"{self} is no set of clips: give 1 or more clips, of whole blocks.")
         if self.places and self.blocks < FEWEST_BLOCKS:
             raise PackForcingError(
@@ -171,6 +177,7 @@ class LatentClips:
                     f"The clips are not all encoded: {path} is missing; run the command again with --prepare."
                 )
             tensors, metadata = read_shard(path)
+            _check_fits(tensors, metadata["captions"], clips, path)
             if len(tensors["latents"]) < len(shard_numbers(clips, shard)):
                 raise PackForcingError(
                     f"The clips are not all encoded: {path} is of a smaller set; run the command again with --prepare."
@@ -200,6 +207,29 @@ def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"The clips {path} are damaged ({str(error)[:80]}): delete the file, and run the command again with "
             "--prepare."
         ) from error
+
+
+def _check_fits(tensors: Mapping[str, Tensor], captions: Any, clips: ClipSet, path: Path) -> None:
+    """Raises PackForcingError for a shard that is not one of this set."""
+    latents, reduced, cells = tensors["latents"], tensors["reduced"], clips.size // VAE_SPACE_STRIDE
+    count = len(captions) if isinstance(captions, list) else 0
+    fits = latents.shape == (count, LATENT_CHANNELS, clips.latent_frames, cells, cells) and count >= 1
+    fits = fits and reduced.ndim == 6 and reduced.shape[:3] == (count, clips.blocks, LATENT_CHANNELS)
+    fits = fits and all(_is_caption(each, clips.blocks) for each in captions)
+    if not fits or not all(
+        tensor.is_floating_point() and tensor.float().isfinite().all() for tensor in (latents, reduced)
+    ):
+        raise PackForcingError(
+            f"The clips {path} are not those that are wanted, or damaged: delete the file, and run the command again "
+            "with --prepare."
+        )
+
+
+def _is_caption(stored: object, blocks: int) -> bool:
+    """Whether `_captions` can read it."""
+    if not is_of(stored, dict[str, list[str]]):
+        return isinstance(stored, str)
+    return stored.keys() == {"short", "long"} and all(len(each) == blocks for each in stored.values())  # type: ignore[attr-defined]
 
 
 def _captions(stored: str | dict[str, list[str]], blocks: int) -> ClipCaptions:

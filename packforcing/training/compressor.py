@@ -22,10 +22,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..cache.gradients import GradientCache
+from ..checks import check_between, check_count
 from ..config import LATENT_CHANNELS, CacheConfig, Layout
 from ..demo.text import encode_prompt
 from ..errors import PackForcingError
 from ..files.compressor_file import CompressorMetadata, save_compressor
+from ..generate.schedule import check_shift
 from ..model.causal_wan import CausalWan
 from ..model.compressor import HRBranch
 from ..world.scenes import evaluation_prompts, sample_scene
@@ -36,7 +38,7 @@ from .loop import Outcome, train
 from .models import add_model_arguments, default_channels, encoded_prompts, load_training_models
 from .processes import is_main, wait_for_all, whole
 from .rollouts import Rollout, Rollouts, RolloutShape, prepare
-from .run_config import MicroBatch
+from .run_config import MicroBatch, check_ema
 
 PROMPT_SEED = 5_000_000_000  # scenes whose captions are the rollouts' prompts; clips have other seeds
 
@@ -50,6 +52,13 @@ class CompressorOptions:
     shift: float = 5.0  # flow shift of the noise levels
     held_out: int = 8  # rollouts that only measure, the last ones
     targets: int = 2  # blocks denoised in a step; each keeps its activations for the backward pass
+
+    def __post_init__(self) -> None:
+        check_between("rate", self.rate, 0)
+        check_ema(self.ema)
+        check_shift(self.shift)
+        for name, least in (("held_out", 0), ("targets", 1)):
+            check_count(name, getattr(self, name), least)
 
 
 @dataclass(frozen=True)
@@ -234,6 +243,8 @@ def run(options: argparse.Namespace) -> Outcome | None:
     """Make the rollouts that are missing; train, or go on training; export what there is."""
     device = common.start(options)
     folder = Path(options.folder)
+    config = common.run_config(options)
+    settings = CompressorOptions(options.rate, options.ema, options.shift, options.held_out, options.targets)
     models = load_training_models(options, device)
     layout = models.layout
     shape = RolloutShape(options.blocks, layout.size, layout.config, models.sampling, layout.temporal_stride)
@@ -249,9 +260,8 @@ def run(options: argparse.Namespace) -> Outcome | None:
     torch.manual_seed(options.seed)
     hr = HRBranch((LATENT_CHANNELS, *channels, models.wan.shape.dim), layout.temporal_stride)
     rollouts = Rollouts(rollout_folder, len(contexts), shape)
-    settings = CompressorOptions(options.rate, options.ema, options.shift, options.held_out, options.targets)
     trainer = CompressorTrainer(models.wan, hr, rollouts, layout, settings)
-    outcome = train(trainer, common.run_config(options))
+    outcome = train(trainer, config)
     output = Path(options.output or folder / "compressor.safetensors")
     with trainer.learners["hr"].averaged():
         export(hr, output, layout, models.name)

@@ -149,9 +149,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Outcome | None:
     """Train, or go on training; export generator and compressor. With --dry-run, measure one turn of each kind."""
     device = common.start(options)
+    config, settings = common.run_config(options), hyperparameters(options)  # before anything is loaded
     loaded = models.load_training_models(options, device, trained=True)
-    trainer = build(options, loaded, device)
-    config = common.run_config(options)
+    trainer = build(options, loaded, settings, device)
     if options.dry_run:
         if is_main():
             print(json.dumps(cost(trainer, config), indent=1))
@@ -171,7 +171,9 @@ def run(options: argparse.Namespace) -> Outcome | None:
     return outcome
 
 
-def build(options: argparse.Namespace, loaded: models.TrainingModels, device: torch.device) -> ForcingTrainer:
+def build(
+    options: argparse.Namespace, loaded: models.TrainingModels, settings: ForcingOptions, device: torch.device
+) -> ForcingTrainer:
     """The trainer that the command's options ask for."""
     if options.teacher is None and not options.model.startswith("random:"):
         raise PackForcingError(
@@ -184,7 +186,7 @@ def build(options: argparse.Namespace, loaded: models.TrainingModels, device: to
     forcing_models = ForcingModels(loaded.modules, hr, critic.float(), teacher.to(low), loaded.vae)
     prompts = Prompts(prompt_source(options), empty_prompt(options))
     placement = Placement(device, cache_dtype=low, fsdp=options.fsdp, recompute=options.recompute)
-    return ForcingTrainer(forcing_models, loaded.layout, prompts, hyperparameters(options), placement)
+    return ForcingTrainer(forcing_models, loaded.layout, prompts, settings, placement)
 
 
 def first_hr_branch(options: argparse.Namespace, loaded: models.TrainingModels) -> HRBranch:

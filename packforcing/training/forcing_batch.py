@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .run_config import MicroBatch
+from ..checks import check_between, check_count
+from ..generate.schedule import check_shift
+from .run_config import MicroBatch, check_ema
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,16 @@ class ForcingOptions:
     lowest: float = 0.02  # noise levels at which critic and teacher are compared, before the shift
     highest: float = 0.98
     ema: float = 0.99  # of the generator
+
+    def __post_init__(self) -> None:
+        for name in ("generator_rate", "critic_rate", "weight_decay", "guidance"):
+            check_between(name, getattr(self, name), 0)
+        for name in ("critic_turns", "blocks", "gradient_blocks", "steps"):
+            check_count(name, getattr(self, name), 1)
+        for name in ("lowest", "highest"):
+            check_between(name, getattr(self, name), 0, 1)
+        check_ema(self.ema)
+        check_shift(self.shift)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import sys
@@ -11,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .. import plots
+from ..checks import is_of
+from ..files.weights import read_json
 from ..telling import tell
 
 
@@ -60,12 +61,18 @@ class Log:
 
 
 def read_log(path: str | Path) -> list[dict[str, float]]:
-    """The lines of a `log.jsonl`; none if it is not there. A last line that a kill cut off is left out."""
+    """The lines of a `log.jsonl`; none if it is not there. What is no entry, such as a last line that a kill cut off,
+    is left out."""
     path = Path(path)
     if not path.exists():
         return []
-    entries = []
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            entries.append(json.loads(line))
-    return entries
+    return [entry for line in path.read_text(errors="replace").splitlines() if (entry := _entry(line)) is not None]
+
+
+def _entry(line: str) -> dict[str, float] | None:
+    """What a line holds; None unless that is a step's numbers."""
+    try:
+        entry = read_json(line)
+    except ValueError:
+        return None
+    return entry if is_of(entry, dict[str, float]) and is_of(entry.get("step"), int) else None

@@ -29,6 +29,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..checks import check_between, check_count
 from ..errors import PackForcingError
 from ..telling import tell
 from .checkpoints import FORMAT, Checkpoints
@@ -131,6 +132,21 @@ def _resume(trainer: Trainer, checkpoints: Checkpoints, identity: Mapping[str, A
     state = checkpoints.load_newest()
     if state is None:
         return 0, 0.0
+    try:
+        return _taken_up(trainer, checkpoints, state, identity)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+        if isinstance(error, PackForcingError):
+            raise
+        raise PackForcingError(
+            f"{checkpoints.paths()[-1]} is damaged or of another trainer ({type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0][:80]}); delete it to go on from the one before."
+        ) from error
+
+
+def _taken_up(
+    trainer: Trainer, checkpoints: Checkpoints, state: Mapping[str, Any], identity: Mapping[str, Any]
+) -> tuple[int, float]:
+    """`_resume` from a checkpoint's content. Raises nearly anything for one that is damaged."""
     # Through JSON, so that a tuple and a list are the same option.
     then, now = (json.loads(json.dumps(options)) for options in (state["identity"], identity))
     odd = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
@@ -141,6 +157,8 @@ def _resume(trainer: Trainer, checkpoints: Checkpoints, identity: Mapping[str, A
         )
     for name, learner in trainer.learners.items():
         learner.load(state["learners"][name])
+    check_count("The checkpoint's step", state["step"])
+    check_between("The checkpoint's minutes", state["minutes"], 0)
     return state["step"], state["minutes"]
 
 

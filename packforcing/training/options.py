@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from ..checks import check_count
 from ..devices import fast_dtype
 from ..errors import PackForcingError
 from .loop import Outcome
@@ -57,6 +58,7 @@ def add_run_arguments(
 def start(options: argparse.Namespace) -> torch.device:
     """Sets threads and precision, joins the other processes when `torchrun` started this one, and returns this
     process's device."""
+    check_count("--threads", options.threads)
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)

@@ -6,7 +6,7 @@ a function of its prompt and its number. Files that are there are not made again
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..config import CacheConfig, FrameSize, Layout
+from ..config import LATENT_CHANNELS, CacheConfig, FrameSize, Layout
 from ..errors import PackForcingError
 from ..files.writing import save_tensors
 from ..generate.long_video import LongVideo, VideoModels, VideoSettings
@@ -110,6 +110,14 @@ class Rollout:
     context: Tensor  # [L, 4096], the encoded prompt
 
 
+def _is_whole(tensors: Mapping[str, Tensor], blocks: int) -> bool:
+    """Whether a rollout's tensors have axes of a rollout, and hold finite numbers."""
+    reduced, context = tensors["reduced"], tensors["context"]
+    shapes = reduced.ndim == 5 and context.ndim == 2 and len(context) > 0
+    numbers = all(tensor.is_floating_point() and tensor.float().isfinite().all() for tensor in tensors.values())
+    return shapes and reduced.shape[:2] == (blocks, LATENT_CHANNELS) and numbers
+
+
 class Rollouts:
     """The rollouts of a prepared folder, in memory. Raises PackForcingError when one is missing or does not fit."""
 
@@ -127,6 +135,8 @@ class Rollouts:
                     f"{path} holds a rollout of shape {list(tensors['latents'].shape)}, and {list(wanted)} is wanted: "
                     "give the options that it was made with, or another folder."
                 )
+            if not _is_whole(tensors, shape.blocks):
+                raise PackForcingError(f"The rollout {path} is damaged: delete it, and make it again.")
             self._rollouts.append(tensors)
 
     def __len__(self) -> int:

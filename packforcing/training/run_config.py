@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ..checks import check_between, check_choice, check_count, check_whole, shown
 from ..errors import PackForcingError
 
 DECAYS = ("cosine", "constant")
@@ -52,12 +53,17 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "micro_batch", "accumulate", "save_every", "keep", "log_every"):
+            check_whole(name, getattr(self, name))
             if getattr(self, name) < 1:
                 raise PackForcingError(f"{name} counts from 1, but is {getattr(self, name)}; give 1 or more.")
-        if self.decay not in DECAYS:
-            raise PackForcingError(f"decay is {self.decay!r}; choose one of {', '.join(DECAYS)}.")
-        if self.precision not in PRECISIONS:
-            raise PackForcingError(f"precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}.")
+        for name in ("warmup", "evaluate_every"):
+            check_count(name, getattr(self, name))
+        check_seed(self.seed)
+        check_between("final_rate", self.final_rate, 0, 1)
+        for name in ("clip", "max_minutes"):
+            check_between(name, getattr(self, name), 0)
+        check_choice("decay", self.decay, DECAYS)
+        check_choice("precision", self.precision, PRECISIONS)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step (from 0), as a part of the full one."""
@@ -88,6 +94,20 @@ class MicroBatch:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+
+def check_seed(seed: int) -> None:
+    """Raises PackForcingError for a seed that PyTorch's generators do not take."""
+    check_whole("seed", seed)
+    if not 0 <= seed < 2**64:
+        raise PackForcingError(f"seed must lie between 0 and 2^64 - 1, but it is {shown(seed)}.")
+
+
+def check_ema(ema: float) -> None:
+    """Raises PackForcingError for a share of a moving average that would never move, or is none; 0 is no average."""
+    check_between("ema", ema, 0, 1)
+    if ema == 1:
+        raise PackForcingError("ema must be below 1, since an average of 1 never moves, but it is 1.")
 
 
 def _seed_of(*parts: object) -> int:

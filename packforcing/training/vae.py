@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..checks import check_between, check_count
 from ..devices import fast_dtype
 from ..errors import PackForcingError
 from ..files.weights import read_state_dict
@@ -32,7 +33,7 @@ from .latent_scale import absorb_scale, latent_statistics
 from .learner import Learner
 from .loop import Outcome, train
 from .processes import is_main
-from .run_config import MicroBatch
+from .run_config import MicroBatch, check_ema
 from .vae_start import start_from_averages
 
 HELD_OUT_SEED = 7_000_000_000  # of the evaluation's scenes; seeds in training are hashes
@@ -49,6 +50,9 @@ class ClipShape:
     share: float = 1.0  # of the steps
 
     def __post_init__(self) -> None:
+        for name in ("frames", "crop", "size", "clips"):
+            check_count(f"A clip's {name}", getattr(self, name), 1)
+        check_between("A clip's share", self.share, 0)
         if self.frames % 4 != 1 or self.crop % SPACE_STRIDE or self.crop > self.size:
             raise PackForcingError(f"{self} is no clip: frames are 1 + 4k, and a crop is 8k pixels, at most `size`.")
 
@@ -82,6 +86,10 @@ class VAELosses:
     edges: float = 3.0  # of the mean absolute error of differences between neighbouring pixels: keeps borders crisp
     kl: float = 3e-4  # of the KL term, in nats, mean over all latent numbers
 
+    def __post_init__(self) -> None:
+        for name in ("edges", "kl"):
+            check_between(name, getattr(self, name), 0)
+
 
 class VAETrainer:
     """A `Trainer` for the VAE: one learner, "vae"."""
@@ -97,6 +105,10 @@ class VAETrainer:
         device: torch.device | str = "cpu",
         held_out: int = 6,
     ) -> None:
+        check_ema(ema)
+        check_between("rate", rate, 0)
+        check_count("The VAE's width", dim, 1)
+        check_count("image_steps", image_steps)
         self.device = torch.device(device)
         self.vae = init_vae(dim, seed)
         start_from_averages(self.vae)
@@ -242,9 +254,10 @@ def run(options: argparse.Namespace) -> Outcome:
     """Train, or go on training; export what there is."""
     device = common.start(options)
     folder = Path(options.folder)
+    config = common.run_config(options, final_rate=0.01)
     weights = VAELosses(edges=options.edges, kl=options.kl)
     trainer = VAETrainer(options.dim, options.seed, options.rate, options.ema, weights, options.image_steps, device)
-    outcome = train(trainer, common.run_config(options, final_rate=0.01))
+    outcome = train(trainer, config)
     if not is_main():
         return outcome
 

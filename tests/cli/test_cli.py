@@ -227,6 +227,13 @@ MISTAKES = {
         ["plan", "--width", "1600000000"],
         "The width can be at most 16,384 pixels, but it is 1,600,000,000",
     ),
+    "share": (["train", "base", "--composed", "2"], "composed must be from 0 to 1, but it is 2.0"),
+    "other share": (["train", "base", "--place-share", "-0.5"], "place_share must be from 0 to 1, but it is -0.5"),
+    "average": (["train", "compressor", "--ema", "1"], "ema must be below 1, since an average of 1 never moves"),
+    "rate that is none": (["train", "forcing", "--rate", "nan"], "generator_rate must be at least 0, but it is nan"),
+    "batch": (["train", "vae", "--batch", "0"], "micro_batch counts from 1, but is 0"),
+    "threads": (["train", "vae", "--threads", "-1"], "--threads must be at least 0, but it is -1"),
+    "many mid blocks": (["plan", "--top-k", "9" * 20], "top_k can be at most 1,000,000,000, but it is 99"),
     "many steps": (
         ["generate", "--prompt", "a cat", "--steps", "2147483648"],
         "Denoising takes at most 1,000 steps, but 2,147,483,648 were asked for",

@@ -14,8 +14,9 @@ import pytest
 import torch
 from small_options import SMALL_VIDEO
 
+from packforcing.cli import generate
 from packforcing.cli.main import main
-from packforcing.files.latent_file import load_latents
+from packforcing.files.latent_file import load_latents, save_latents
 from packforcing.files.state_journal import read_state
 from packforcing.files.video import probe
 
@@ -59,6 +60,34 @@ def test_a_killed_command_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest
     assert main([*COMMAND[3:], *length, "--latents", "whole.latent", "--output", "whole.mp4"]) == 0
     assert torch.equal(load_latents("l.latent"), load_latents("whole.latent"))
     assert Path("out.mp4").read_bytes() == Path("whole.mp4").read_bytes()
+
+
+def test_the_same_command_once_more_makes_the_same_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A run that is killed at its very end may have its whole state, and lack its last frames."""
+    monkeypatch.chdir(tmp_path)
+    command = [*COMMAND[3:], *KEPT, "--seconds", "1", "--report", "r.json"]
+    assert main(command) == 0
+    kept = {name: Path(name).read_bytes() for name in ("out.mp4", "l.latent", "s.safetensors")}
+    Path("out.mp4").write_bytes(kept["out.mp4"][:5000])
+    Path("l.latent").unlink()
+    assert main(command) == 0
+    assert {name: Path(name).read_bytes() for name in kept} == kept
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_last_files_are_written_leaves_them_whole(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+
+    def signalled(path: str, latents: torch.Tensor) -> None:
+        os.kill(os.getpid(), number)
+        save_latents(path, latents)
+
+    monkeypatch.setattr(generate, "save_latents", signalled)
+    assert main([*COMMAND[3:], *KEPT, "--seconds", "1"]) == 0
+    assert probe("out.mp4").frames == 13
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["l.latent", "out.mp4", "s.safetensors"]
 
 
 def test_a_run_whose_readers_are_gone_makes_its_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

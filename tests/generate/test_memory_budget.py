@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from live_bytes import LiveBytes
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from packforcing.config import MODELS, CacheConfig, FrameSize, Layout, default_temporal_stride
 from packforcing.devices import fast_dtype
@@ -26,37 +23,6 @@ from packforcing.model.vae import StreamingDecoder, WanVAE, init_vae
 from packforcing.model.wan_modules import SIZES, build_wan_modules, random_state_dict
 
 GB = 10**9
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors made inside and still alive, each storage once; also those that it is told of."""
-
-    def __init__(self, before: Iterable[Tensor] = ()) -> None:
-        super().__init__()
-        self.now = 0
-        self._sizes: dict[int, int] = {}
-        for tensor in before:
-            self._add(tensor)
-        self.peak = self.now
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._add(leaf)
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self._sizes:
-            self._sizes[key] = storage.nbytes()
-            self.now += storage.nbytes()
-            weakref.finalize(storage, self._drop, key)
-
-    def _drop(self, key: int) -> None:
-        self.now -= self._sizes.pop(key, 0)
 
 
 def demand(width: int = 832, height: int = 480, blocks: int = 60, **config: Any) -> MemoryDemand:

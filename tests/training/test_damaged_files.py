@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from packforcing.config import CacheConfig, FrameSize
 from packforcing.errors import PackForcingError
-from packforcing.training.checkpoints import Checkpoints
-from packforcing.training.clips import read_shard
-from packforcing.training.rollouts import read_rollout
+from packforcing.generate.sampling import Sampling
+from packforcing.training.checkpoints import FORMAT, Checkpoints
+from packforcing.training.clips import ClipSet, LatentClips, read_shard, shard_path
+from packforcing.training.learner import Learner
+from packforcing.training.log import read_log
+from packforcing.training.loop import _resume
+from packforcing.training.rollouts import Rollouts, RolloutShape, read_rollout, rollout_path
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.zeros(2), "text", {}])
@@ -20,6 +26,55 @@ def test_a_checkpoint_that_holds_something_else(tmp_path: Path, content: object)
     torch.save(content, tmp_path / "step-00000001.pt")
     with pytest.raises(PackForcingError, match="is not a checkpoint of this version's trainers"):
         checkpoints.load_newest()
+
+
+@pytest.mark.parametrize("learners", [None, {}, {"base": 5}, {"base": {"weights": {}}}])
+def test_a_checkpoint_whose_learners_are_damaged(tmp_path: Path, learners: object):
+    layer = torch.nn.Linear(2, 2)
+    trainer = SimpleNamespace(learners={"base": Learner(layer, torch.optim.SGD(layer.parameters(), lr=1.0))})
+    checkpoints = Checkpoints(tmp_path)
+    for identity in ({"steps": 1}, [1], "x"):
+        state = {"format": FORMAT, "identity": identity, "minutes": 0.0, "learners": learners, "step": 1}
+        checkpoints.save(1, state)
+        with pytest.raises(
+            PackForcingError, match=r"step-00000001\.pt is damaged or of another trainer \(.*\); delete"
+        ):
+            _resume(trainer, checkpoints, {"steps": 1})
+
+
+def test_a_log_with_lines_that_are_no_entries(tmp_path: Path):
+    path = tmp_path / "log.jsonl"
+    good = '{"step": 1, "loss": 0.5}'
+    bad = ["", "5", "[" * 100_000, '{"loss": 1}', '{"step": "1"}', '{"step": 2, "loss": [1]}', '{"step": 1, "lo']
+    path.write_bytes("\n".join([*bad, good, *bad]).encode() + b"\xff\n")
+    assert read_log(path) == [{"step": 1, "loss": 0.5}]
+
+
+def test_clips_and_rollouts_of_other_shapes(tmp_path: Path):
+    clips = ClipSet(2, latent_frames=4, size=16)
+    path = shard_path(tmp_path, clips, 0)
+    tensors = {"latents": torch.zeros(2, 16, 4, 2, 2), "reduced": torch.zeros(2, 1, 16, 2, 1, 1)}
+    save_file(tensors, path, metadata={"captions": '["a cat", "a dog"]'})
+    assert len(LatentClips(tmp_path, clips)) == 2
+    for changed, captions in (
+        ({"latents": torch.zeros(2, 16, 4, 2)}, '["a", "b"]'),
+        ({"latents": torch.full((2, 16, 4, 2, 2), torch.nan)}, '["a", "b"]'),
+        ({"reduced": torch.zeros(2, 3)}, '["a", "b"]'),
+        ({}, '["a"]'),
+        ({}, "5"),
+        ({}, '["a", {"short": ["b"]}]'),
+        ({}, '["a", {"short": ["b"], "long": ["c", "d"]}]'),
+    ):
+        save_file({**tensors, **changed}, path, metadata={"captions": captions})
+        with pytest.raises(PackForcingError, match="are not those that are wanted, or damaged: delete the file"):
+            LatentClips(tmp_path, clips)
+    shape = RolloutShape(1, FrameSize(64, 64), CacheConfig(), Sampling())
+    save_file(
+        {"latents": torch.zeros(16, 4, 8, 8), "reduced": torch.zeros(2), "context": torch.zeros(2)},
+        rollout_path(tmp_path, 0),
+    )
+    with pytest.raises(PackForcingError, match=r"rollout-00000\.safetensors is damaged: delete it"):
+        Rollouts(tmp_path, 1, shape)
 
 
 def test_clips_that_are_cut_or_name_no_captions(tmp_path: Path):
