@@ -53,6 +53,7 @@ from ..telling import tell
 from .live import add_live_option, check_live, listening
 from .options import Commands, add_speed_options
 from .prompts import Prompts, add_prompt_options, prompts_of
+from .recipe import Recipe
 from .sampling import add_sampling_options, chosen_flavour, requested_sampling, tell_flavour
 from .start import add_start_options, check_kept, journal_for, start_of, state_to_go_on_from
 from .stopping import stopping
@@ -158,6 +159,19 @@ def requested(options: argparse.Namespace) -> Request:
     return Request(layout, length, sampling, device, dtype, choice, prompts, flavour, start, state)
 
 
+def recipe_of(options: argparse.Namespace, request: Request) -> Recipe:
+    """The recipe of a checked run, whose files are being read from now on."""
+    return Recipe(
+        options,
+        request.layout,
+        request.sampling,
+        request.dtype,
+        request.compressor,
+        request.flavour,
+        request.state,
+    )
+
+
 def compressor_choice(options: argparse.Namespace, config: CacheConfig) -> CompressorChoice:
     """The compressor of a file; else the demo's own, where it fits the block size; else the training-free one."""
     if options.compressor is None and options.model == TINY:
@@ -210,6 +224,7 @@ def run(options: argparse.Namespace) -> None:
     """Makes the video file, and says what came of it."""
     request = requested(options)
     size = request.layout.size
+    recipe = recipe_of(options, request)
     comment = "" if options.live else request.prompts.comment  # what will be said is not known yet
     tags = {"comment": comment} if comment else {}
     from ..files.video import VideoWriter  # needs av, which `plan` and `bench` can do without
@@ -220,6 +235,7 @@ def run(options: argparse.Namespace) -> None:
     ):
         ready = prepared(options, request)
         video = ready.video
+        given = video.record.made_with
         tell_flavour(request.flavour, request.sampling, request.layout.config)
         video.on_step = heard.on_step
         live = listening(options, video, ready.told, request.device) if options.live else None
@@ -227,6 +243,11 @@ def run(options: argparse.Namespace) -> None:
         def told() -> tuple[StatePrompt, ...]:
             return ready.told if live is None else live.prompts
 
+        def tell_recipe() -> None:
+            video.record.made_with = recipe.made_with(given, told())
+            writer.tag(**video.record.as_tag())
+
+        tell_recipe()
         start = time.perf_counter()
         latents: list[torch.Tensor] = []
         journal = journal_for(options, request.state)
@@ -238,6 +259,7 @@ def run(options: argparse.Namespace) -> None:
                 latents.append(block.latents.cpu())
         finally:
             heard.making = False
+            tell_recipe()  # with what was said by now
             if latents:
                 keep(options, request, replace(ready, told=told()), torch.cat(latents, dim=2), journal)
     elapsed = time.perf_counter() - start

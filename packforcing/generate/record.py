@@ -6,9 +6,10 @@ Inspector has its fields.
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import isfinite, nan
 from pathlib import PureWindowsPath
 from typing import Any
@@ -22,6 +23,7 @@ PARTITIONS = ("sink", "recent", "current", "mid", "aside", "archive_device", "ar
 STAGES = ("refresh", "denoise", "decode", "wait", "compression", "clean_pass")
 
 FORMAT = "packforcing-cache-record"
+TAG = "packforcing"  # the tag of a video file that holds its record
 VERSION = 2  # of the JSON; 1 had neither a version nor affinity. A new field alone makes no new version.
 
 
@@ -84,6 +86,7 @@ class CacheRecord:
     update: str = ""  # how a denoising step is made (`schedule.UPDATES`); "" in records from before it was kept
     timesteps: list[float] = field(default_factory=list)  # what the model is told in each step of a block, of 1000
     first_timesteps: list[float] = field(default_factory=list)  # likewise in the video's first block
+    made_with: dict[str, Any] = field(default_factory=dict)  # what else decides every bit (`made_with`); {} in old ones
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, ready for JSON. It names no folder, and no number is infinite or NaN."""
@@ -101,6 +104,10 @@ class CacheRecord:
                 "prompts": [asdict(prompt) for prompt in self.prompts],
             }
         )
+
+    def as_tag(self) -> dict[str, str]:
+        """The tag for the video's file: what is known of the run before its first block."""
+        return {TAG: json.dumps(replace(self, blocks=[], rounding_error=0.0).as_dict(), allow_nan=False)}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> CacheRecord:
