@@ -169,6 +169,7 @@ def recipe_of(options: argparse.Namespace, request: Request) -> Recipe:
         request.compressor,
         request.flavour,
         request.state,
+        request.prompts.timed,
     )
 
 

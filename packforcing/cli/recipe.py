@@ -24,7 +24,7 @@ from ..files.state_file import StatePrompt, VideoState
 from ..flavours import Flavour
 from ..generate.made_with import differences
 from ..generate.sampling import Sampling
-from ..generate.story import block_seconds, time_of
+from ..generate.story import TimedPrompt, block_seconds, start_block, time_of
 from ..known_models import TINY
 from ..model.compressor import CompressorChoice
 from ..text.umt5_files import tokenizer_near
@@ -80,10 +80,12 @@ class Recipe:
         compressor: CompressorChoice,
         flavour: Flavour | None,
         state: VideoState | None,
+        timed: Sequence[TimedPrompt],
     ) -> None:
         self._state = state
         self._encoded = options.text_embedding is not None or bool(options.at_embedding)
         self._fps, self._block_frames = options.fps, layout.config.block_frames
+        self._times = {start_block(each.seconds, self._fps, self._block_frames): each.seconds for each in timed}
         apart = (*ELSEWHERE, *FILES, *FILES_WITH_MORE)
         self._options = {name: value for name, value in vars(options).items() if name not in apart}
         self._options |= {name: value for name, value in NO_FILES.items() if getattr(options, name) == value}
@@ -106,8 +108,19 @@ class Recipe:
             if self._is_whole(self._state.made_with, now):
                 files, given_blocks = whole, 0
         if not self._encoded:
-            options |= prompt_options(told, given_blocks, self._fps, self._block_frames)
+            options |= self._prompt_options(told, given_blocks)
         return {**given, COMMAND: {"options": options, "files": files}}
+
+    def _prompt_options(self, told: Sequence[StatePrompt], given: int) -> dict[str, Any]:
+        """--prompt and --at of told prompts, block for block the same; the first `given` blocks are a state's."""
+        ruling = [each for each in told if each.start <= given][-1]
+        later = [(self._time(each.start), each.prompt) for each in told if each.start > given]
+        return {"prompt": ruling.prompt, "at": [[time, prompt] for time, prompt in later]}
+
+    def _time(self, block: int) -> str:
+        """When a prompt starts: as it was given, or of one that was said meanwhile, where its block begins."""
+        begins = block_seconds(block, self._fps, self._block_frames)
+        return time_of(self._times.get(block, begins))
 
     def _is_whole(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
         """Whether a state's run was this one but for its length and its prompts, which are told anyhow."""
@@ -128,14 +141,6 @@ def in_thread(work: Callable[[], list[dict[str, Any]]]) -> Future[list[dict[str,
 
     Thread(target=run, daemon=True, name="packforcing-digests").start()
     return future
-
-
-def prompt_options(told: Sequence[StatePrompt], given: int, fps: float, block_frames: int) -> dict[str, Any]:
-    """--prompt and --at of told prompts, block for block the same; the first `given` blocks are a state's."""
-    ruling = [each for each in told if each.start <= given][-1]
-    later = [each for each in told if each.start > given]
-    times = [time_of(block_seconds(each.start, fps, block_frames)) for each in later]
-    return {"prompt": ruling.prompt, "at": [[time, each.prompt] for time, each in zip(times, later, strict=True)]}
 
 
 def used_files(options: argparse.Namespace, compressor: CompressorChoice) -> Iterator[UsedFile]:

@@ -107,7 +107,8 @@ class CacheRecord:
 
     def as_tag(self) -> dict[str, str]:
         """The tag for the video's file: what is known of the run before its first block."""
-        return {TAG: json.dumps(replace(self, blocks=[], rounding_error=0.0).as_dict(), allow_nan=False)}
+        known = replace(self, blocks=[], rounding_error=0.0).as_dict()
+        return {TAG: json.dumps(known, allow_nan=False, sort_keys=True)}  # sorted: the same run has the same bytes
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> CacheRecord:
