@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -13,11 +15,14 @@ PATH = Path(__file__).parents[2] / "benchmarks" / "soak.py"
 
 
 @pytest.fixture(scope="module")
-def soak() -> ModuleType:
+def soak() -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("soak", PATH)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path])  # the module adds to it
+        patch.setitem(sys.modules, "soak", module)  # where its dataclasses look
+        spec.loader.exec_module(module)
+        yield module
 
 
 def test_a_video_holds_its_files_threads_and_positions(soak: ModuleType, monkeypatch: pytest.MonkeyPatch):
