@@ -388,7 +388,10 @@ def run(
         with contextlib.ExitStack() as stack:
             writer = None
             if video.decoder is not None:
-                writer = stack.enter_context(VideoWriter(files.video, video.record.fps, size.width, size.height))
+                tags = video.record.as_tag()
+                writer = stack.enter_context(
+                    VideoWriter(files.video, video.record.fps, size.width, size.height, metadata=tags)
+                )
             for block in journalled(started_blocks(video, start, blocks), video, lambda: told.prompts, files.journal):
                 if writer is not None:
                     writer.write(block.decoded)
@@ -396,6 +399,8 @@ def run(
                 last = block.frames
                 with Stopwatch(CPU).stretch(video.record.blocks[block.index].seconds, "preview"):
                     progress.show(block.latents, block.frames)
+            if writer is not None:
+                writer.tag(**video.record.as_tag())  # with what was said by now
     except BaseException:
         made = torch.cat(latents, dim=2) if latents else None
         files.keep(made, partial(adapter.comfy_samples, model), partial(state_of, video, told.prompts))

@@ -56,6 +56,7 @@ from ..telling import tell
 from .live import add_live_option, check_live, listening
 from .options import Commands, add_speed_options
 from .prompts import Prompts, add_prompt_options, prompts_of
+from .recipe import Recipe
 from .sampling import add_sampling_options, chosen_flavour, requested_sampling, tell_flavour
 from .several import check_together, device_name, own_memory
 from .start import add_start_options, check_kept, journal_for, start_of, state_to_go_on_from
@@ -171,6 +172,20 @@ def requested(options: argparse.Namespace) -> Request:
     return Request(layout, length, sampling, device, dtype, choice, prompts, flavour, start, state)
 
 
+def recipe_of(options: argparse.Namespace, request: Request) -> Recipe:
+    """The recipe of a checked run, whose files are being read from now on."""
+    return Recipe(
+        options,
+        request.layout,
+        request.sampling,
+        request.dtype,
+        request.compressor,
+        request.flavour,
+        request.state,
+        request.prompts.timed,
+    )
+
+
 def compressor_choice(options: argparse.Namespace, config: CacheConfig) -> CompressorChoice:
     """The compressor of a file; else the demo's own, where it fits the block size; else the training-free one."""
     if options.compressor is None and options.model == TINY:
@@ -269,6 +284,7 @@ def made(
 ) -> tuple[dict[str, Any], str]:
     """Makes the video file. Returns what came of it, as values and as text."""
     size = request.layout.size
+    recipe = recipe_of(options, request)
     comment = "" if options.live else request.prompts.comment  # what will be said is not known yet
     tags = {"comment": comment} if comment else {}
     from ..files.video import VideoWriter  # needs av, which `plan` and `bench` can do without
@@ -276,6 +292,7 @@ def made(
     with VideoWriter(options.output, options.fps, size.width, size.height, metadata=tags) as writer:
         ready = prepared(options, request, models)
         video = ready.video
+        given = video.record.made_with
         tell_flavour(request.flavour, request.sampling, request.layout.config)
         video.on_step = heard.on_step
         live = listening(options, video, ready.told, request.device) if options.live else None
@@ -283,6 +300,11 @@ def made(
         def told() -> tuple[StatePrompt, ...]:
             return ready.told if live is None else live.prompts
 
+        def tell_recipe() -> None:
+            video.record.made_with = recipe.made_with(given, told())
+            writer.tag(**video.record.as_tag())
+
+        tell_recipe()
         start = time.perf_counter()
         latents: list[torch.Tensor] = []
         journal = journal_for(options, request.state)
@@ -293,6 +315,7 @@ def made(
             for block in written_blocks(kept, request.length.blocks, writer, start):
                 latents.append(block.latents.cpu())
         finally:
+            tell_recipe()  # with what was said by now
             if latents:
                 keep(options, request, replace(ready, told=told()), torch.cat(latents, dim=2), journal)
     return summary_of(options, request, video.record, writer.frames, time.perf_counter() - start)

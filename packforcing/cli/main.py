@@ -1,4 +1,4 @@
-"""The command line: python -m packforcing plan | generate | encode | inspect | bench | evaluate | train."""
+"""The command line: python -m packforcing plan | generate | again | encode | inspect | bench | evaluate | train."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from ..errors import PackForcingError
 from ..host_memory import is_out_of_host_memory
 from ..telling import tell
-from . import encode, inspect, many, measure, plan, train
+from . import again, encode, inspect, many, measure, plan, train
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(dest="command", required=True)
     plan.add_command(commands)
     many.add_command(commands)
+    again.add_command(commands)
     encode.add_command(commands)
     inspect.add_command(commands)
     measure.add_commands(commands)

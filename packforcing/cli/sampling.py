@@ -53,6 +53,15 @@ def requested_sampling(options: argparse.Namespace, flavour: Flavour | None) -> 
 
 def _schedule(options: argparse.Namespace, sampling: Sampling, flavour: Flavour | None) -> Schedule | None:
     """None where it is that of steps and shift."""
+    timesteps, first, warp = _timesteps(options, flavour)
+    if not timesteps and not first and warp:
+        return None
+    even = [TIMESTEPS * level for level in sigmas(sampling.steps, shift=1.0)]
+    return schedule_of_timesteps(timesteps or even, first, sampling.shift, warp)
+
+
+def _timesteps(options: argparse.Namespace, flavour: Flavour | None) -> tuple[Sequence[float], Sequence[float], bool]:
+    """Those of each block, those of the first one, () where there are none of its own; and whether they are warped."""
     timesteps: Sequence[float] = ()
     first: Sequence[float] = ()
     if flavour and options.timesteps is None and options.steps is None:
@@ -61,11 +70,22 @@ def _schedule(options: argparse.Namespace, sampling: Sampling, flavour: Flavour 
         timesteps = parse_timesteps(options.timesteps)
     if options.first_timesteps is not None:
         first = parse_timesteps(options.first_timesteps)
-    warp = options.warp if options.warp is not None else flavour.warp if flavour else True
-    if not timesteps and not first and warp:
-        return None
-    even = [TIMESTEPS * level for level in sigmas(sampling.steps, shift=1.0)]
-    return schedule_of_timesteps(timesteps or even, first, sampling.shift, warp)
+    return timesteps, first, options.warp if options.warp is not None else flavour.warp if flavour else True
+
+
+def written_out(options: argparse.Namespace, flavour: Flavour | None, sampling: Sampling) -> dict[str, object]:
+    """The options that ask for this sampling, whatever a flavour will mean by then."""
+    timesteps, first, warp = _timesteps(options, flavour)
+    return {
+        "flavour": flavour.name if flavour else NO_FLAVOUR,
+        "seed": sampling.seed,
+        "steps": None if timesteps else sampling.steps,
+        "timesteps": ",".join(map(repr, timesteps)) or None,
+        "first_timesteps": ",".join(map(repr, first)) or None,
+        "shift": sampling.shift,
+        "warp": warp,
+        "update": sampling.update,
+    }
 
 
 def tell_flavour(flavour: Flavour | None, sampling: Sampling, config: CacheConfig) -> None:

@@ -61,11 +61,16 @@ def check_kept(options: argparse.Namespace) -> None:
 def state_to_go_on_from(options: argparse.Namespace) -> VideoState | None:
     """The state that --continue-from names, if it is one and is there."""
     file = options.continue_from
-    if file is not None and is_newer(journal_of(file), Path(file)):
+    if file is not None and state_or_journal(file) != Path(file):
         return read_state(journal_of(file))
     if file is None or begins_anew(options) or not Path(file).is_file() or not is_state_file(file):
         return None
     return read_state(file)
+
+
+def state_or_journal(file: str) -> Path:
+    """The file to go on from: a state's journal, where that is newer."""
+    return journal_of(file) if is_newer(journal_of(file), Path(file)) else Path(file)
 
 
 def is_newer(journal: Path, state: Path) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from .weights import DOWNLOAD_AGAIN, SAFETENSORS_SUFFIXES, read_json, read_state
 from .writing import check_output_file, save_tensors
 
 STATE_KEY = "packforcing.state"
+MADE_WITH_KEY = "packforcing.made_with"  # beside it, where earlier versions do not look
 STATE_VERSION = 1
-LATENTS, SELECTED = "latents", "selected"
+LATENTS, SELECTED, MADE_WITH = "latents", "selected", "made_with"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class VideoState:
     prompts: tuple[StatePrompt, ...]
     latents: Tensor  # [B, 16, n * T, h, w], normalised, float32
     selected: Tensor  # [n, layers, top_k] int32: the mid blocks that each block attended to, oldest first; -1: none
+    made_with: Mapping[str, Any] = field(default_factory=dict)  # seed, versions and so on (`record.CacheRecord`)
 
     def __post_init__(self) -> None:
         check_whole("The state's temporal stride", self.temporal_stride)
@@ -120,14 +122,14 @@ def state_bytes(state: VideoState) -> bytes:
 
 def _stored(state: VideoState) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A state as tensors and a header's metadata."""
-    header = {
-        field.name: getattr(state, field.name) for field in fields(state) if field.name not in (LATENTS, SELECTED)
-    }
+    apart = (LATENTS, SELECTED, MADE_WITH)
+    header = {each.name: getattr(state, each.name) for each in fields(state) if each.name not in apart}
     for name in ("model", "config", "size"):
         header[name] = asdict(header[name])
     header["prompts"], prompts = stored_prompts(state.prompts)
     tensors = {**prompts, LATENTS: state.latents.contiguous(), SELECTED: state.selected.contiguous()}
-    return tensors, {STATE_KEY: json.dumps({"format_version": STATE_VERSION, **header})}
+    header["format_version"] = STATE_VERSION
+    return tensors, {STATE_KEY: json.dumps(header), MADE_WITH_KEY: json.dumps(state.made_with)}
 
 
 def stored_prompts(prompts: Sequence[StatePrompt]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
@@ -167,14 +169,15 @@ def load_state(path: str | os.PathLike[str]) -> VideoState:
             f"its header (found {some(tensors, 'tensor')}); choose a file that PackForcing Save State or --save-state "
             "wrote."
         )
-    return state_from(tensors, metadata[STATE_KEY], source)
+    return state_from(tensors, metadata, source)
 
 
-def state_from(tensors: Mapping[str, Tensor], text: str, source: str) -> VideoState:
-    """The state of a file's tensors and of its header's text. Raises what `load_state` raises."""
+def state_from(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> VideoState:
+    """The state of a file's tensors and of its header's metadata. Raises what `load_state` raises."""
     try:
-        header = read_json(text)
+        header = read_json(metadata[STATE_KEY])
         version = header.pop("format_version")
+        header[MADE_WITH] = dict(read_json(metadata.get(MADE_WITH_KEY, "{}")))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise _damaged(source, error) from error
     if version != STATE_VERSION:

@@ -28,7 +28,6 @@ from ..errors import PackForcingError
 from .state_file import (
     LATENTS,
     SELECTED,
-    STATE_KEY,
     StatePrompt,
     VideoState,
     load_state,
@@ -137,7 +136,7 @@ def load_journal(path: str | os.PathLike[str]) -> VideoState:
             latents.append(tensors[LATENTS])
             selected.append(tensors[SELECTED])
             if state is None:
-                state = state_from(tensors, metadata[STATE_KEY], os.fspath(path))
+                state = state_from(tensors, metadata, os.fspath(path))
             elif PROMPTS in metadata:
                 state = replace(state, prompts=prompts_from(read_json(metadata[PROMPTS]), tensors))
         if state is None:

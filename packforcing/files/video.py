@@ -101,10 +101,11 @@ class VideoWriter:
             raise PackForcingError(
                 f"crf must lie in 0 (lossless) to 51 (worst), but it is {crf}: {CRF} looks like the source."
             )
-        tags = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
         check_video_path(self.path)
+        self._tags: dict[str, str] = {}
+        self.tag(**(metadata or {}))
         self._file = GrowingFile(self.path)
-        self._encoder = _Encoder(self._file.path, self._rate, width, height, crf, tags)
+        self._encoder = _Encoder(self._file.path, self._rate, width, height, crf, self._tags)
         self._frames = 0
         self._closed = False
         self._error: Exception | None = None
@@ -117,6 +118,10 @@ class VideoWriter:
     def frames(self) -> int:
         """Frames accepted by `write` so far."""
         return self._frames
+
+    def tag(self, **tags: Any) -> None:
+        """Add tags to the file. What is added after the first frame reaches it when it is closed."""
+        self._tags |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in tags.items()}
 
     def write(self, frames: torch.Tensor) -> None:
         """Append frames [3, F, H, W] or [1, 3, F, H, W] in [-1, 1], of any dtype and on any device.
@@ -181,7 +186,7 @@ class VideoWriter:
             self._encoder.finish()
             self._file.show()
             if self._error is None and self._encoder.frames:
-                _make_seekable(self._file.path)
+                _make_seekable(self._file.path, self._tags)
         except Exception as error:
             self._error = self._error or error
         try:
@@ -207,7 +212,7 @@ class _Encoder:
                 "flush_packets": "1",  # a packet leaves the process as soon as it is muxed
             },
         )
-        self._container.metadata.update(tags)
+        self._tags = tags
         try:
             self._stream = self._container.add_stream("libx264", rate=rate)
         except Exception as error:
@@ -233,6 +238,8 @@ class _Encoder:
 
     def encode(self, frames: np.ndarray) -> None:
         """Add uint8 frames [F, H, W, 3]."""
+        if not self.frames:
+            self._container.metadata.update(self._tags)
         for image in frames:
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = self.frames, self._time_base
@@ -306,6 +313,12 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
             raise PackForcingError(f"The video {path} is damaged ({error}): choose another.") from error
 
 
+def tags_of(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The tags of a video file. Raises PackForcingError when the file is missing or is no video."""
+    with _open_video(path) as container:
+        return dict(container.metadata)
+
+
 def _exact_rate(fps: float) -> Fraction:
     """The fraction that a number means: 16 -> 16, 23.976 -> 2997/125, 24000 / 1001 -> 24000/1001."""
     if not (isfinite(fps) and 0 < fps <= 1000):
@@ -326,11 +339,11 @@ def check_video_path(path: Path) -> None:
         )
 
 
-def _make_seekable(path: Path) -> None:
+def _make_seekable(path: Path, tags: dict[str, str]) -> None:
     """Turn the fragmented file into an ordinary one by copying its packets; if that fails, the old file stays."""
     copy = part_of(path)
     try:
-        _copy_packets(path, copy)
+        _copy_packets(path, copy, tags)
         _decode_first_frame(copy)  # look before the copy replaces the only file that there is
         os.replace(copy, path)
     except Exception as error:
@@ -339,7 +352,7 @@ def _make_seekable(path: Path) -> None:
         log.warning("The video %s is complete, but could not be made seekable (%s).", path, error)
 
 
-def _copy_packets(source: Path, target: Path) -> None:
+def _copy_packets(source: Path, target: Path, tags: dict[str, str]) -> None:
     with av.open(str(source)) as old:
         stream = old.streams.video[0]
         units = str(stream.time_base.denominator)
@@ -348,7 +361,7 @@ def _copy_packets(source: Path, target: Path) -> None:
         with av.open(str(target), "w", format="mp4", container_options=options) as new:
             # Without `opaque`, PyAV 14 opens an encoder, whose header replaces the one that the packets need.
             copy = new.add_stream_from_template(stream, opaque=True)
-            new.metadata.update({key: value for key, value in old.metadata.items() if key not in MP4_BRANDS})
+            new.metadata.update({key: value for key, value in old.metadata.items() if key not in MP4_BRANDS} | tags)
             start = None
             for packet in old.demux(stream):
                 if packet.dts is None:  # the empty packet at the end

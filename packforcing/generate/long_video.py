@@ -29,6 +29,7 @@ from ..devices import to_device
 from ..errors import PackForcingError
 from ..model.causal_wan import TextKV
 from ..model.vae import StreamingDecoder
+from .made_with import made_with
 from .record import BlockRecord, CacheRecord, PromptRecord
 from .sampling import Sampling, noise_generator
 from .schedule import denoising_step
@@ -105,6 +106,7 @@ def new_record(models: VideoModels, settings: VideoSettings, story: Story) -> Ca
         update=settings.sampling.update,
         timesteps=settings.sampling.timesteps_of(1),
         first_timesteps=settings.sampling.timesteps_of(0),
+        made_with=made_with(models, settings.sampling, uses_compressor=bool(layout.config.top_k)),
     )
 
 

@@ -6,9 +6,10 @@ Inspector has its fields.
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import isfinite, nan
 from pathlib import PureWindowsPath
 from typing import Any, get_type_hints
@@ -24,6 +25,7 @@ STAGES = ("refresh", "denoise", "decode", "wait", "compression", "clean_pass", "
 
 FORMAT = "packforcing-cache-record"
 MOST_LEFT_OUT = 1_000_000  # blocks between two of a record; a picture has a column for each
+TAG = "packforcing"  # the tag of a video file that holds its record
 VERSION = 2  # of the JSON; 1 had neither a version nor affinity. A new field alone makes no new version.
 
 
@@ -86,6 +88,7 @@ class CacheRecord:
     update: str = ""  # how a denoising step is made (`schedule.UPDATES`); "" in records from before it was kept
     timesteps: list[float] = field(default_factory=list)  # what the model is told in each step of a block, of 1000
     first_timesteps: list[float] = field(default_factory=list)  # likewise in the video's first block
+    made_with: dict[str, Any] = field(default_factory=dict)  # what else decides every bit (`made_with`); {} in old ones
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, ready for JSON. It names no folder, and no number is infinite or NaN."""
@@ -103,6 +106,11 @@ class CacheRecord:
                 "prompts": [asdict(prompt) for prompt in self.prompts],
             }
         )
+
+    def as_tag(self) -> dict[str, str]:
+        """The tag for the video's file: what is known of the run before its first block."""
+        known = replace(self, blocks=[], rounding_error=0.0).as_dict()
+        return {TAG: json.dumps(known, allow_nan=False, sort_keys=True)}  # sorted: the same run has the same bytes
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> CacheRecord:

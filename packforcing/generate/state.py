@@ -6,7 +6,6 @@ history is what it was. What comes after them is this run's own.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -18,25 +17,13 @@ from ..config import CacheConfig, Layout
 from ..errors import PackForcingError
 from ..files.state_file import StatePrompt, VideoState
 from ..files.state_journal import StateJournal
-from ..model.causal_wan import CausalWan, TextKV
+from ..model.causal_wan import TextKV
 from .long_video import Block, LongVideo, Selected, VideoModels
+from .made_with import model_digest
 from .start import Start
 from .story import Story, Stretch, TimedPrompt, start_block
 
 PLACEMENT = ("archive_device", "archive_budget_gb")  # where the archive lies changes no bit
-
-
-def model_digest(wan: CausalWan) -> str:
-    """A short digest of a model: of its modulations in bfloat16, which every fine-tune changes and no LoRA does.
-
-    They are small, and the only weights that always lie in reach. In bfloat16, so that the type they are loaded in does
-    not matter.
-    """
-    digest = hashlib.sha256()
-    for modulation in (*(block.modulation for block in wan.modules.blocks), wan.modules.head.modulation):
-        values = modulation.detach().to("cpu", torch.bfloat16).contiguous()
-        digest.update(values.view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def state_of(video: LongVideo, prompts: Sequence[StatePrompt], latents: Tensor) -> VideoState:
@@ -55,6 +42,7 @@ def state_of(video: LongVideo, prompts: Sequence[StatePrompt], latents: Tensor) 
         blend_blocks=video.story.blend_blocks,
         prompts=tuple(replace(prompt, context=prompt.context.cpu()) for prompt in prompts),
         latents=latents.cpu(),
+        made_with=record.made_with,
         selected=_padded(
             [block.selected for block in record.blocks[:blocks]], record.model.layers, layout.config.top_k
         ),
