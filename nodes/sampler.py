@@ -17,23 +17,27 @@ from torch import Tensor
 
 from ..packforcing.byte_units import readable_bytes
 from ..packforcing.config import LARGEST_SIDE, CacheConfig, FrameSize, Layout, Length
+from ..packforcing.devices import is_out_of_memory
 from ..packforcing.errors import PackForcingError
 from ..packforcing.files.state_file import StatePrompt, VideoState
 from ..packforcing.files.video import VideoWriter
+from ..packforcing.files.writing import free_space
 from ..packforcing.generate.live import LivePrompts, most_held
-from ..packforcing.generate.long_video import LongVideo, VideoModels, VideoSettings
+from ..packforcing.generate.long_video import Block, LongVideo, VideoModels, VideoSettings
+from ..packforcing.generate.memory_faults import MemoryRanOutError, begun_video, lasting_blocks
 from ..packforcing.generate.prepare import DeviceMemory, PlannedRun, planned_run, tune_models
 from ..packforcing.generate.record import CacheRecord
 from ..packforcing.generate.sampling import Sampling
 from ..packforcing.generate.schedule import MOST_STEPS, UPDATES
 from ..packforcing.generate.side_stream import CHOICES, overlap_wanted
-from ..packforcing.generate.start import Start, check_start, started_blocks
+from ..packforcing.generate.start import Start, check_start
 from ..packforcing.generate.state import check_fits, encoded_prompts, journalled, prompts_after, state_of, story_from
 from ..packforcing.generate.story import SWITCHES, check_switch, refresh_passes
-from ..packforcing.host_memory import available_memory, is_out_of_host_memory
+from ..packforcing.host_memory import available_memory
 from ..packforcing.model.compressor import TRAINING_FREE, Compressor, CompressorChoice
 from . import adapter, types
 from .conditioning import prompts_over_time
+from .files import temporary_folder
 from .flavours import departing
 from .live import Speaker, Told, hearing
 from .not_honoured import check_no_start_image, not_honoured
@@ -242,10 +246,12 @@ class LongVideoSamplerNode(io.ComfyNode):
         wan = models.wan
         if state is not None:
             check_fits(state, models, layout)
-        settings = VideoSettings(layout, sampling, fps, overlap=overlap_wanted(overlap, wan.device))
+        beside = overlap_wanted(overlap, wan.device)
+        settings = VideoSettings(layout, sampling, fps, overlap=beside, archive_folder=temporary_folder())
 
         weights = sum(patcher.model_size() for patcher in patchers)
-        memory = DeviceMemory(str(wan.device), adapter.device_memory(wan.device), weights, available_memory())
+        disk = free_space(temporary_folder())
+        memory = DeviceMemory(str(wan.device), adapter.device_memory(wan.device), weights, available_memory(), disk)
         said = 0 if live_prompt is None else min(blocks, most_held(prompt_switch, blend_blocks))
         planned = planned_run(models, settings, blocks, memory, len(prompts) + said)
         with out_of_memory_told(planned):
@@ -255,10 +261,12 @@ class LongVideoSamplerNode(io.ComfyNode):
             again = refresh_passes(story, cache_config, 0, blocks) + (sampling.more_in_first if start is None else 0)
             given = 0 if start is None else start.blocks(cache_config.block_frames)
             progress = Progress(blocks, given, len(sampling.steps_of(1)), again, notes)
-            video = planned.video(story, progress.on_step)
+            say = partial(add_note, notes)
+            video = begun_video(planned, story, progress.on_step, say)
             bring_back = partial(load_again, patchers, planned, video)
             with hearing(live_prompt, video, prompts, blocks, bring_back, progress.more) as told:
-                made = run(video, blocks, start, model, progress, told)
+                to_come = lasting_blocks(video, start, blocks, say, lambda: (adapter.free_memory(), bring_back()))
+                made = run(video, to_come, model, progress, told)
         return made.outputs(model, video.record, state_of(video, told.prompts, made.latents))
 
 
@@ -297,6 +305,12 @@ def tell(sentences: list[str]) -> None:
     adapter.show_on_node("\n".join(sentences))
 
 
+def add_note(notes: list[str], sentence: str) -> None:
+    """Says one more thing, in the log and, with the next block, on the node."""
+    notes.append(sentence)
+    log.warning("PackForcing: %s", sentence)
+
+
 def connected(
     model, vae, compressor: CompressorChoice | None, config: CacheConfig, size: FrameSize
 ) -> tuple[VideoModels, Layout, list[ModelPatcher]]:
@@ -317,8 +331,11 @@ def out_of_memory_told(planned: PlannedRun) -> Iterator[None]:
     """Turns ComfyUI's out-of-memory exception into a PackForcingError, after it has unloaded all models."""
     try:
         yield
+    except MemoryRanOutError:
+        adapter.free_memory()
+        raise
     except Exception as error:
-        if not (adapter.is_out_of_memory(error) or is_out_of_host_memory(error)):
+        if not (adapter.is_out_of_memory(error) or is_out_of_memory(error)):
             raise
         adapter.free_memory()
         size = planned.settings.layout.size
@@ -359,13 +376,12 @@ class Made:
 
 def run(
     video: LongVideo,
-    blocks: int,
-    start: Start | None,
+    to_come: Iterator[Block],
     model,
     progress: Progress,
     told: Told | LivePrompts,
 ) -> Made:
-    """Makes all blocks of a video, and the video's file; `told` has its prompts, those that were said by then included.
+    """Makes all blocks `to_come` of a video, and the video's file; `told` has its prompts, those said by then included.
 
     When the run ends early (Cancel, out of memory, NaN), what is finished is kept in the output folder.
     """
@@ -378,7 +394,7 @@ def run(
             writer = None
             if video.decoder is not None:
                 writer = stack.enter_context(VideoWriter(files.video, video.record.fps, size.width, size.height))
-            for block in journalled(started_blocks(video, start, blocks), video, lambda: told.prompts, files.journal):
+            for block in journalled(to_come, video, lambda: told.prompts, files.journal):
                 if writer is not None:
                     writer.write(block.decoded)
                 latents.append(block.latents.cpu())

@@ -31,15 +31,16 @@ from ..files.lora import given_lora, with_loras
 from ..files.state_file import StatePrompt, VideoState, save_state
 from ..files.state_journal import StateJournal
 from ..files.weights import read_state_dict
-from ..files.writing import write_whole
+from ..files.writing import free_space, target_of, write_whole
 from ..flavours import NO_FLAVOUR, Flavour
 from ..generate.live import most_held
 from ..generate.long_video import Block, LongVideo, VideoModels, VideoSettings
+from ..generate.memory_faults import begun_video, lasting_blocks
 from ..generate.prepare import DeviceMemory, planned_run, tune_models
 from ..generate.record import CacheRecord
 from ..generate.sampling import Sampling
 from ..generate.side_stream import overlap_wanted
-from ..generate.start import Start, check_start, started_blocks
+from ..generate.start import Start, check_start
 from ..generate.state import check_fits, journalled, prompts_after, state_of, story_from
 from ..host_memory import available_memory
 from ..inspector import numbers_json, picture, report, story_of
@@ -71,6 +72,7 @@ def add_command(commands: Commands) -> None:
     add_live_option(command)
     add_video_options(command, width=None, height=None, seconds=10.0)
     add_cache_options(command)
+    command.add_argument("--archive-folder", metavar="FOLDER", help="of --archive-device disk; default: the output's")
     add_sampling_options(command)
     command.add_argument("--device", default=default_device())
     command.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
@@ -194,13 +196,14 @@ def prepared(options: argparse.Namespace, request: Request) -> Prepared:
     if request.state is not None:
         check_fits(request.state, models, layout)
     overlap = overlap_wanted(options.overlap, device)
-    settings = VideoSettings(layout, request.sampling, options.fps, overlap=overlap)
-    memory = DeviceMemory(str(device), memory_of(device), host=available_memory())
+    folder = options.archive_folder or target_of(options.output).parent
+    settings = VideoSettings(layout, request.sampling, options.fps, overlap=overlap, archive_folder=folder)
+    memory = DeviceMemory(str(device), memory_of(device), host=available_memory(), disk=free_space(folder))
     said = most_held(request.prompts.switch, request.prompts.blend_blocks) if options.live else 0
     planned = planned_run(models, settings, request.length.blocks, memory, len(told) + said)
     tune_models(models, layout, compiled=options.compile)
     story = story_from(told, wan.embed_text, request.prompts.switch, request.prompts.blend_blocks)
-    return Prepared(planned.video(story), told)
+    return Prepared(begun_video(planned, story, say=tell_fault), told)
 
 
 # --- the video -------------------------------------------------------------------------------------------------
@@ -232,7 +235,7 @@ def run(options: argparse.Namespace) -> None:
         journal = journal_for(options, request.state)
         try:
             heard.making = True
-            blocks = started_blocks(video, request.start, request.length.blocks)
+            blocks = lasting_blocks(video, request.start, request.length.blocks, tell_fault)
             kept = journalled(blocks, video, told, journal)
             for block in written_blocks(kept, request.length.blocks, writer, start):
                 latents.append(block.latents.cpu())
@@ -313,6 +316,11 @@ def picture_bytes(record: CacheRecord) -> bytes:
     file = BytesIO()
     picture(record).save(file, format="PNG")
     return file.getvalue()
+
+
+def tell_fault(sentence: str) -> None:
+    """Tells that the run goes on with less memory."""
+    tell(f"\n{sentence}")
 
 
 def show_progress(done: int, blocks: int, elapsed: float) -> None:

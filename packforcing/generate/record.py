@@ -18,7 +18,8 @@ from ..config import CacheConfig, FrameSize, ModelShape
 from ..errors import PackForcingError
 
 # The owners of cache memory, in the order in which a picture stacks them.
-PARTITIONS = ("sink", "recent", "current", "mid", "aside", "archive_device", "archive_host", "key_sums")
+PARTITIONS = ("sink", "recent", "current", "mid", "aside", "archive_device", "archive_host", "archive_disk", "key_sums")
+ARCHIVES = ("archive_device", "archive_host", "archive_disk")  # the first of them on the device
 STAGES = ("refresh", "denoise", "decode", "wait", "compression", "clean_pass")
 
 FORMAT = "packforcing-cache-record"
@@ -84,6 +85,7 @@ class CacheRecord:
     update: str = ""  # how a denoising step is made (`schedule.UPDATES`); "" in records from before it was kept
     timesteps: list[float] = field(default_factory=list)  # what the model is told in each step of a block, of 1000
     first_timesteps: list[float] = field(default_factory=list)  # likewise in the video's first block
+    notes: list[str] = field(default_factory=list)  # what happened within the run, such as that memory was short
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, ready for JSON. It names no folder, and no number is infinite or NaN."""
@@ -123,6 +125,7 @@ class CacheRecord:
                     "size": FrameSize(**_known(FrameSize, document["size"])),
                     "rounding_error": _or_nan(document.get("rounding_error", 0.0)),
                     "blocks": [_block(block) for block in document["blocks"]],
+                    "notes": [str(note) for note in document.get("notes", [])],
                     "prompts": [PromptRecord(**_known(PromptRecord, each)) for each in document.get("prompts", [])],
                 }
             )
