@@ -140,24 +140,25 @@ class Archive:
         self._key_sums[count] = key_sums
 
     def leave_device(self) -> bool:
-        """Moves all entries off the device, and keeps none there from now on. Returns whether it kept any before."""
-        kept, self._budget = self._budget > 0, 0.0
-        self._move([block for block, place in enumerate(self._places) if isinstance(place, Tensor)])
-        return kept
+        """Moves all entries off the device, and keeps none there from now on. Returns whether that is a change."""
+        there = [block for block, place in enumerate(self._places) if isinstance(place, Tensor)]
+        changes, self._budget = self._budget > 0 or bool(there), 0.0
+        self._move(there)
+        return changes
 
     def leave_memory(self) -> bool:
-        """Moves all entries into a file, and keeps them all there from now on. Returns whether it kept any elsewhere.
+        """Moves all entries into a file, and keeps them all there from now on. Returns whether that is a change.
 
         Raises PackForcingError when the file cannot be written.
         """
-        if isinstance(self._pieces, ArchiveFile) and self._budget == 0:
+        there = [block for block, place in enumerate(self._places) if not _on_disk(place)]
+        if isinstance(self._pieces, ArchiveFile) and self._budget == 0 and not there:
             return False
-        self._budget = 0.0
-        before = self._pieces
+        before, self._budget = self._pieces, 0.0
         if not isinstance(before, ArchiveFile):
             self._pieces = ArchiveFile(self._folder, self._pinned)
         try:
-            self._move([block for block, place in enumerate(self._places) if not _on_disk(place)])
+            self._move(there)
         except PackForcingError:
             self._pieces = before  # for the blocks to come
             raise
