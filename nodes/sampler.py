@@ -265,13 +265,19 @@ class LongVideoSamplerNode(io.ComfyNode):
             video = begun_video(planned, story, progress.on_step, say)
             bring_back = partial(load_again, patchers, planned, video)
             with hearing(live_prompt, video, prompts, blocks, bring_back, progress.more) as told:
-                to_come = lasting_blocks(video, start, blocks, say, lambda: (adapter.free_memory(), bring_back()))
+                to_come = lasting_blocks(video, start, blocks, say, partial(bring_back, anew=True))
                 made = run(video, to_come, model, progress, told)
         return made.outputs(model, video.record, state_of(video, told.prompts, made.latents))
 
 
-def load_again(patchers: list[ModelPatcher], planned: PlannedRun, video: LongVideo) -> None:
-    """Loads the models again in the midst of a run, which holds a part of what it needs by then."""
+def load_again(patchers: list[ModelPatcher], planned: PlannedRun, video: LongVideo, anew: bool = False) -> None:
+    """Loads the models again in the midst of a run, which holds a part of what it needs by then.
+
+    Args:
+        anew: whether to unload them before, so that they take no more than the run leaves them.
+    """
+    if anew:
+        adapter.free_memory()
     adapter.load_models(patchers, max(0, planned.needed_bytes - video.cache.allocated_bytes))
 
 

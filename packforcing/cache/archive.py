@@ -8,7 +8,7 @@ the block is selected. So they may lie in host memory, or in a file, and memory 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -58,11 +58,16 @@ class Slabs:
         return self._slabs[slab][offset]
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True)
+class Place:
     """Where a block's entry lies, when not on the device."""
 
     pieces: Slabs | ArchiveFile  # a layer's part of an entry each
     first: int  # the number of the first layer's
+
+    def __getitem__(self, layer: int) -> Tensor:
+        """The part [2, B, N_c, H, D] of one layer."""
+        return self.pieces[self.first + layer]
 
 
 class Archive:
@@ -116,20 +121,19 @@ class Archive:
         """Stores a copy of a block's entry, and of its key sums [layers, B, N_opt, D]."""
         self._keep_key_sums(key_sums)
         self._layers = len(entry)
-        if self.device_bytes + entry.nbytes <= self._budget:
-            self._places.append(entry.clone())
-            self.device_bytes += entry.nbytes
-        else:
-            self._places.append(self._stored(entry))
+        on_device = self.device_bytes + entry.nbytes <= self._budget
+        place = entry.clone() if on_device else Place(self._pieces, self._pieces.append(entry))
+        self._places.append(place)
+        self._count(place, entry.nbytes)
 
-    def _stored(self, entry: Tensor) -> Place:
-        """Stores an entry that the device does not keep."""
-        first = self._pieces.append(entry)
-        if isinstance(self._pieces, ArchiveFile):
-            self.disk_bytes += entry.nbytes
+    def _count(self, place: Tensor | Place, size: int) -> None:
+        """Counts bytes that lie there; less than 0 that do not any more."""
+        if isinstance(place, Tensor):
+            self.device_bytes += size
+        elif _on_disk(place):
+            self.disk_bytes += size
         else:
-            self.host_bytes += entry.nbytes
-        return Place(self._pieces, first)
+            self.host_bytes += size
 
     def _keep_key_sums(self, key_sums: Tensor) -> None:
         count = len(self)
@@ -170,14 +174,14 @@ class Archive:
             torch.cuda.synchronize(self.device)  # host memory is written by the device, in its own time
         for block in blocks:
             before = self._places[block]
-            if isinstance(before, Tensor):
-                self._places[block] = self._stored(before)
-                self.device_bytes -= before.nbytes
-            else:  # layer by layer, since host memory may be short
-                pieces = [before.pieces[before.first + layer][None] for layer in range(self._layers)]
-                places = [self._stored(piece) for piece in pieces]
-                self._places[block] = places[0]
-                self.host_bytes -= sum(piece.nbytes for piece in pieces)
+            # From memory layer by layer, since that is short.
+            parts = [before] if isinstance(before, Tensor) else [before[layer][None] for layer in range(self._layers)]
+            first, *_ = [self._pieces.append(part) for part in parts]
+            now = Place(self._pieces, first)
+            self._places[block] = now
+            size = sum(part.nbytes for part in parts)
+            self._count(before, -size)
+            self._count(now, size)
 
     def key_sums(self, layer: int, blocks: int) -> Tensor:
         """Key sums [blocks, B, N_opt, D] of the first `blocks` entries at one layer."""
@@ -193,8 +197,7 @@ class Archive:
 
     def _entry(self, block: int, layer: int) -> Tensor:
         """Keys and values [2, B, N_c, H, D] of one block at one layer, where they lie."""
-        place = self._places[block]
-        return place[layer] if isinstance(place, Tensor) else place.pieces[place.first + layer]
+        return self._places[block][layer]
 
 
 def _on_disk(place: Tensor | Place) -> bool:

@@ -35,7 +35,7 @@ from ..files.writing import free_space, target_of, write_whole
 from ..flavours import NO_FLAVOUR, Flavour
 from ..generate.live import most_held
 from ..generate.long_video import Block, LongVideo, VideoModels, VideoSettings
-from ..generate.memory_faults import begun_video, lasting_blocks
+from ..generate.memory_faults import begun_video, lasting_blocks, weights_told
 from ..generate.prepare import DeviceMemory, planned_run, tune_models
 from ..generate.record import CacheRecord
 from ..generate.sampling import Sampling
@@ -189,7 +189,8 @@ def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[Causal
 def prepared(options: argparse.Namespace, request: Request) -> Prepared:
     """Loads the models and prepares them for the video. Raises PackForcingError when it does not fit the device."""
     told = request.encoded()  # first: what encodes them is then gone before the transformer is loaded
-    wan, vae = load_models(options, request.dtype)
+    with weights_told():
+        wan, vae = load_models(options, request.dtype)
     layout, device = request.layout, request.device
     compressor = request.compressor.build(layout.config.block_frames, wan.shape.dim, options.device)
     models = VideoModels(wan, vae, compressor)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -40,6 +41,22 @@ def log_warning(sentence: str) -> None:
 
 def no_room() -> None:
     """The default `make_room`."""
+
+
+@contextmanager
+def weights_told() -> Iterator[None]:
+    """Raises MemoryRanOutError when there is no memory for weights that are loaded within it."""
+    try:
+        yield
+        return
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        on_device = _is_devices(error)
+    raise MemoryRanOutError(
+        f"{_whose(on_device)} ran out while the weights were loaded: choose a smaller model or one in fp8, or close "
+        "other programs."
+    )
 
 
 def begun_video(

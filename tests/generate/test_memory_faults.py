@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
-from failing_memory import FailingMemory, device_error, host_error
-from torch import Tensor, nn
+from failing_memory import FailingMemory, device_error, held_bytes, host_error
+from torch import nn
 from toy_videos import CONFIG, SAMPLING, SIZE, assert_same, collect
 
 from packforcing.config import Layout
@@ -209,13 +208,6 @@ def test_buffers_without_room_for_the_overlap_are_made_without_it(make, wan) -> 
 
 
 # --- the end ------------------------------------------------------------------------------------------
-
-
-def held_bytes() -> int:
-    """Bytes of all tensors there are."""
-    gc.collect()
-    tensors = [each for each in gc.get_objects() if isinstance(each, Tensor)]
-    return sum({each.data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
 
 
 @pytest.mark.parametrize("error", [device_error, host_error], ids=["device", "host"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -48,3 +50,10 @@ def allocates(func: Any) -> bool:
     schema = func._schema
     new = any(each.alias_info is None and "Tensor" in str(each.type) for each in schema.returns)
     return new and not schema.is_mutable
+
+
+def held_bytes() -> int:
+    """Bytes of all tensors there are."""
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if isinstance(each, Tensor)]
+    return sum({each.data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
