@@ -249,9 +249,7 @@ class LongVideoSamplerNode(io.ComfyNode):
         beside = overlap_wanted(overlap, wan.device)
         settings = VideoSettings(layout, sampling, fps, overlap=beside, archive_folder=temporary_folder())
 
-        weights = sum(patcher.model_size() for patcher in patchers)
-        disk = free_space(temporary_folder())
-        memory = DeviceMemory(str(wan.device), adapter.device_memory(wan.device), weights, available_memory(), disk)
+        memory = memory_for(wan.device, patchers)
         said = 0 if live_prompt is None else min(blocks, most_held(prompt_switch, blend_blocks))
         planned = planned_run(models, settings, blocks, memory, len(prompts) + said)
         with out_of_memory_told(planned):
@@ -268,6 +266,12 @@ class LongVideoSamplerNode(io.ComfyNode):
                 to_come = lasting_blocks(video, start, blocks, say, partial(bring_back, anew=True))
                 made = run(video, to_come, model, progress, told)
         return made.outputs(model, video.record, state_of(video, told.prompts, made.latents))
+
+
+def memory_for(device: torch.device, patchers: list[ModelPatcher]) -> DeviceMemory:
+    """What a run with these models can have."""
+    weights, disk = sum(patcher.model_size() for patcher in patchers), free_space(temporary_folder())
+    return DeviceMemory(str(device), adapter.device_memory(device), weights, available_memory(), disk)
 
 
 def load_again(patchers: list[ModelPatcher], planned: PlannedRun, video: LongVideo, anew: bool = False) -> None:

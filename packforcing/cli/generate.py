@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..cache.archive_file import ArchiveFile
 from ..command_options import (
     DTYPES,
     add_cache_options,
@@ -152,12 +153,19 @@ def requested(options: argparse.Namespace) -> Request:
     choice = compressor_choice(options, config)
     layout = choice.layout(config, size)
     check_kept(options)
+    if config.archive_device == "disk":
+        ArchiveFile(archive_folder(options))  # tells what is wrong with the folder, and is gone again
     state = state_to_go_on_from(options)
     start = start_of(options, state, size)
     if start is not None:
         check_start(start, config.block_frames, length.blocks)
     dtype = dtype_of(options.dtype, device)
     return Request(layout, length, sampling, device, dtype, choice, prompts, flavour, start, state)
+
+
+def archive_folder(options: argparse.Namespace) -> Path:
+    """Where the archive's file lies, should there be one: beside the output, since temporary folders may be memory."""
+    return Path(options.archive_folder or target_of(options.output).parent)
 
 
 def compressor_choice(options: argparse.Namespace, config: CacheConfig) -> CompressorChoice:
@@ -197,7 +205,7 @@ def prepared(options: argparse.Namespace, request: Request) -> Prepared:
     if request.state is not None:
         check_fits(request.state, models, layout)
     overlap = overlap_wanted(options.overlap, device)
-    folder = options.archive_folder or target_of(options.output).parent
+    folder = archive_folder(options)
     settings = VideoSettings(layout, request.sampling, options.fps, overlap=overlap, archive_folder=folder)
     memory = DeviceMemory(str(device), memory_of(device), host=available_memory(), disk=free_space(folder))
     said = most_held(request.prompts.switch, request.prompts.blend_blocks) if options.live else 0
