@@ -38,10 +38,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_unused_memory(device: torch.device) -> None:
-    """Gives back to a device what this process holds of it and does not use."""
+    """Gives back what this process holds of a device's memory, and of the pinned memory for it, and does not use."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+        if hasattr(torch, "accelerator") and hasattr(torch.accelerator, "empty_host_cache"):  # of newer versions
+            torch.accelerator.empty_host_cache()
 
 
 def fast_dtype(device: torch.device | str) -> torch.dtype:
