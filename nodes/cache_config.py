@@ -22,8 +22,8 @@ def storage_inputs() -> list[io.Input]:
             "archive_device",
             options=list(ARCHIVE_DEVICES),
             default=DEFAULTS.archive_device,
-            tooltip="Where compressed blocks wait that are not attended: on the device, in host memory, or on "
-            "the device up to the budget and in host memory from there (auto).",
+            tooltip="Where compressed blocks wait that are not attended: on the device, in host memory, in a file in "
+            "ComfyUI's temporary folder (disk), or on the device up to the budget and then in host memory (auto).",
         ),
         io.Float.Input(
             "archive_budget_gb",

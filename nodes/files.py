@@ -16,11 +16,16 @@ LONGEST_NAME = 200  # characters; systems have 255 bytes, and a counter follows
 STATES = "packforcing_states"  # a folder below ComfyUI's output folder, and below its input folder
 
 
-def temporary_video() -> Path:
-    """A new name for a video in ComfyUI's temporary folder, which is made if it is missing."""
+def temporary_folder() -> Path:
+    """ComfyUI's temporary folder, which is made if it is missing."""
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"packforcing_{uuid.uuid4().hex}.mp4"
+    return folder
+
+
+def temporary_video() -> Path:
+    """A new name for a video in ComfyUI's temporary folder."""
+    return temporary_folder() / f"packforcing_{uuid.uuid4().hex}.mp4"
 
 
 @dataclass(frozen=True)

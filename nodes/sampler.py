@@ -17,24 +17,28 @@ from torch import Tensor
 
 from ..packforcing.byte_units import readable_bytes
 from ..packforcing.config import LARGEST_SIDE, CacheConfig, FrameSize, Layout, Length
+from ..packforcing.devices import is_out_of_memory
 from ..packforcing.errors import PackForcingError
 from ..packforcing.files.state_file import StatePrompt, VideoState
 from ..packforcing.files.video import VideoWriter
+from ..packforcing.files.writing import free_space
 from ..packforcing.generate.live import LivePrompts, most_held
-from ..packforcing.generate.long_video import LongVideo, VideoModels, VideoSettings
+from ..packforcing.generate.long_video import Block, LongVideo, VideoModels, VideoSettings
+from ..packforcing.generate.memory_faults import MemoryRanOutError, begun_video, lasting_blocks
 from ..packforcing.generate.prepare import DeviceMemory, PlannedRun, planned_run, tune_models
 from ..packforcing.generate.record import CacheRecord
 from ..packforcing.generate.sampling import Sampling
 from ..packforcing.generate.schedule import MOST_STEPS, UPDATES
 from ..packforcing.generate.side_stream import CHOICES, overlap_wanted
-from ..packforcing.generate.start import Start, check_start, started_blocks
+from ..packforcing.generate.start import Start, check_start
 from ..packforcing.generate.state import check_fits, encoded_prompts, journalled, prompts_after, state_of, story_from
 from ..packforcing.generate.stopwatch import Stopwatch
 from ..packforcing.generate.story import SWITCHES, check_switch, refresh_passes
-from ..packforcing.host_memory import available_memory, is_out_of_host_memory
+from ..packforcing.host_memory import available_memory
 from ..packforcing.model.compressor import TRAINING_FREE, Compressor, CompressorChoice
 from . import adapter, types
 from .conditioning import prompts_over_time
+from .files import temporary_folder
 from .flavours import departing
 from .live import Speaker, Told, hearing
 from .not_honoured import check_no_start_image, not_honoured
@@ -244,10 +248,10 @@ class LongVideoSamplerNode(io.ComfyNode):
         wan = models.wan
         if state is not None:
             check_fits(state, models, layout)
-        settings = VideoSettings(layout, sampling, fps, overlap=overlap_wanted(overlap, wan.device))
+        beside = overlap_wanted(overlap, wan.device)
+        settings = VideoSettings(layout, sampling, fps, overlap=beside, archive_folder=temporary_folder())
 
-        weights = sum(patcher.model_size() for patcher in patchers)
-        memory = DeviceMemory(str(wan.device), adapter.device_memory(wan.device), weights, available_memory())
+        memory = memory_for(wan.device, patchers)
         said = 0 if live_prompt is None else min(blocks, most_held(prompt_switch, blend_blocks))
         planned = planned_run(models, settings, blocks, memory, len(prompts) + said)
         with out_of_memory_told(planned):
@@ -258,10 +262,12 @@ class LongVideoSamplerNode(io.ComfyNode):
             given = 0 if start is None else start.blocks(cache_config.block_frames)
             estimate = adapter.latent_preview(wan.shape)
             progress = Progress(blocks, given, len(sampling.steps_of(1)), again, estimate, notes)
-            video = planned.video(story, progress.on_step)
+            say = partial(add_note, notes)
+            video = begun_video(planned, story, progress.on_step, say)
             bring_back = partial(load_again, patchers, planned, video)
             with hearing(live_prompt, video, prompts, blocks, bring_back, progress.more) as told:
-                made = run(video, blocks, start, model, progress, told)
+                to_come = lasting_blocks(video, start, blocks, say, partial(bring_back, anew=True))
+                made = run(video, to_come, model, progress, told)
         return made.outputs(model, video.record, state_of(video, told.prompts, made.latents))
 
 
@@ -273,8 +279,20 @@ def room_to_read_ahead(model, planned: PlannedRun, memory: DeviceMemory) -> int:
     return wan.weights.bytes
 
 
-def load_again(patchers: list[ModelPatcher], planned: PlannedRun, video: LongVideo) -> None:
-    """Loads the models again in the midst of a run, which holds a part of what it needs by then."""
+def memory_for(device: torch.device, patchers: list[ModelPatcher]) -> DeviceMemory:
+    """What a run with these models can have."""
+    weights, disk = sum(patcher.model_size() for patcher in patchers), free_space(temporary_folder())
+    return DeviceMemory(str(device), adapter.device_memory(device), weights, available_memory(), disk)
+
+
+def load_again(patchers: list[ModelPatcher], planned: PlannedRun, video: LongVideo, anew: bool = False) -> None:
+    """Loads the models again in the midst of a run, which holds a part of what it needs by then.
+
+    Args:
+        anew: whether to unload them before, so that they take no more than the run leaves them.
+    """
+    if anew:
+        adapter.free_memory()
     adapter.load_models(patchers, max(0, planned.needed_bytes - video.cache.allocated_bytes))
 
 
@@ -308,6 +326,12 @@ def tell(sentences: list[str]) -> None:
     adapter.show_on_node("\n".join(sentences))
 
 
+def add_note(notes: list[str], sentence: str) -> None:
+    """Says one more thing, in the log and, with the next block, on the node."""
+    notes.append(sentence)
+    log.warning("PackForcing: %s", sentence)
+
+
 def connected(
     model, vae, compressor: CompressorChoice | None, config: CacheConfig, size: FrameSize
 ) -> tuple[VideoModels, Layout, list[ModelPatcher]]:
@@ -328,8 +352,11 @@ def out_of_memory_told(planned: PlannedRun) -> Iterator[None]:
     """Turns ComfyUI's out-of-memory exception into a PackForcingError, after it has unloaded all models."""
     try:
         yield
+    except MemoryRanOutError:
+        adapter.free_memory()
+        raise
     except Exception as error:
-        if not (adapter.is_out_of_memory(error) or is_out_of_host_memory(error)):
+        if not (adapter.is_out_of_memory(error) or is_out_of_memory(error)):
             raise
         adapter.free_memory()
         size = planned.settings.layout.size
@@ -370,13 +397,12 @@ class Made:
 
 def run(
     video: LongVideo,
-    blocks: int,
-    start: Start | None,
+    to_come: Iterator[Block],
     model,
     progress: Progress,
     told: Told | LivePrompts,
 ) -> Made:
-    """Makes all blocks of a video, and the video's file; `told` has its prompts, those that were said by then included.
+    """Makes all blocks `to_come` of a video, and the video's file; `told` has its prompts, those said by then included.
 
     When the run ends early (Cancel, out of memory, NaN), what is finished is kept in the output folder.
     """
@@ -392,7 +418,7 @@ def run(
                 writer = stack.enter_context(
                     VideoWriter(files.video, video.record.fps, size.width, size.height, metadata=tags)
                 )
-            for block in journalled(started_blocks(video, start, blocks), video, lambda: told.prompts, files.journal):
+            for block in journalled(to_come, video, lambda: told.prompts, files.journal):
                 if writer is not None:
                     writer.write(block.decoded)
                 latents.append(block.latents.cpu())

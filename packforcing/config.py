@@ -27,7 +27,7 @@ SLOWEST_FPS, FASTEST_FPS = 0.01, 1000  # likewise for frame rates
 MOST_FRAMES = 1_000_000_000  # latent frames of a partition, and mid blocks: likewise
 LONGEST_SECONDS = 10_000_000  # the method has no limit; whoever asks for more than months has mistyped
 SELECTIONS = ("affinity", "recency")
-ARCHIVE_DEVICES = ("auto", "device", "host")
+ARCHIVE_DEVICES = ("auto", "device", "host", "disk")
 KV_DTYPES = ("model", "fp8_e4m3")
 
 
@@ -109,7 +109,8 @@ class CacheConfig:
             latent frames.
         rope_adjustment: whether the context is laid out without gaps in time. Without, every block stands where it was
             made, and positions grow with the video: for comparison only.
-        archive_device: "device", "host", or "auto" (on the device up to `archive_budget_gb`, then in host memory).
+        archive_device: "device", "host" (in host memory), "disk" (in a file), or "auto" (on the device up to
+            `archive_budget_gb`, then in host memory).
         archive_budget_gb: device memory for the archive of compressed blocks, in 10^9 bytes.
         kv_dtype: what keys and values are kept in, buffers and archive: "model" is the type that the model runs in,
             "fp8_e4m3" a byte a value (the current block's own are exact in its passes).
@@ -186,7 +187,7 @@ class CacheConfig:
     @property
     def archive_budget(self) -> float:
         """Device bytes that the archive may take."""
-        budgets = {"device": float("inf"), "host": 0.0, "auto": self.archive_budget_gb * 1e9}
+        budgets = {"device": float("inf"), "host": 0.0, "disk": 0.0, "auto": self.archive_budget_gb * 1e9}
         return budgets[self.archive_device]
 
     def bytes_per_value(self, model: int) -> int:

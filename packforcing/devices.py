@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from .errors import PackForcingError
-from .host_memory import available_memory
+from .host_memory import available_memory, is_out_of_host_memory
 
 
 def usable_device(name: str) -> torch.device:
@@ -26,6 +27,23 @@ def memory_of(device: torch.device) -> int | None:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     return available_memory() if device.type == "cpu" else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's memory, or the machine's own, is used up. PyTorch has several for it."""
+    if isinstance(error, torch.cuda.OutOfMemoryError) or is_out_of_host_memory(error):
+        return True
+    told = str(error)  # of CUDA itself, and of its libraries for matrices and convolutions
+    return isinstance(error, RuntimeError) and ("out of memory" in told or "ALLOC_FAILED" in told)
+
+
+def release_unused_memory(device: torch.device) -> None:
+    """Gives back what this process holds of a device's memory, and of the pinned memory for it, and does not use."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        if hasattr(torch, "accelerator") and hasattr(torch.accelerator, "empty_host_cache"):  # of newer versions
+            torch.accelerator.empty_host_cache()
 
 
 def fast_dtype(device: torch.device | str) -> torch.dtype:

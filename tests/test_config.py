@@ -205,7 +205,7 @@ def test_a_block_becomes_mid_unless_it_is_a_sink_or_there_are_no_mids(config: Ca
         ({"block_frames": 3}, "8"),
         ({"top_k": -1}, "-1"),
         ({"selection": "newest"}, "'newest'"),
-        ({"archive_device": "disk"}, "'disk'"),
+        ({"archive_device": "tape"}, "'tape'"),
         ({"archive_budget_gb": -0.5}, "-0.5"),
         ({"archive_budget_gb": float("nan")}, "nan"),
         ({"archive_budget_gb": float("inf")}, "inf: set archive_device to device"),

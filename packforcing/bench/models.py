@@ -81,6 +81,7 @@ class PooledLatents(Compressor):
         layout: Layout,
         vae: object,
         patch_tokens: Callable[[Tensor], Tensor],
+        frames_per_pass: int | None = None,
     ) -> Tensor:
         space = COMPRESSED_SPACE_STRIDE
         small = F.avg_pool3d(latents, (self.temporal_stride, space, space))

@@ -21,6 +21,7 @@ from ..config import Layout, ModelShape
 from ..devices import from_device
 from ..fp8 import FP8, saturated
 from .archive import Archive
+from .archive_file import Folder
 from .fp8_kv import ExactTokens, Fp8Buffer, rounding_error
 from .head_share import WHOLE, HeadShare
 from .kv_buffer import KVBuffer
@@ -45,7 +46,7 @@ class Cache:
     also `attend_compressed` with those of its compressed form; then `end`. In between, the history is what the
     configuration's partition says for block i. The last layer of the clean pass attends to nothing any more, so there
     it is `store` and `write_compressed`. Right after `begin`, recent blocks may be computed again (`refresh`). Passes
-    may be of a part of the block only (`narrow`).
+    may be of a part of the block only (`narrow`). A call that fails, for memory say, or a whole pass, can be repeated.
 
     Queries, keys and values are [B, L, H, D]. For generating only: what carries a gradient needs a `GradientCache`.
 
@@ -64,16 +65,16 @@ class Cache:
         batch: int = 1,
         rotary: RotaryOps = EAGER_ROTARY,
         share: HeadShare = WHOLE,
+        archive_folder: Folder = None,
     ) -> None:
         self.layout, self.config = layout, layout.config
-        self.share = share
-        self.model = share.of(model)  # what is here of the model
+        self.share, self.model = share, share.of(model)  # what is here of the model
         self.device = torch.device(device)
         self.dtype = dtype
         self.kept_dtype = FP8 if self.config.kv_dtype == "fp8_e4m3" else dtype
         self.batch = batch
         self.timer: Timer = untimed
-        self.archive = Archive(self.config, self.device)
+        self.archive = Archive(self.config, self.device, archive_folder)
         self.scored_heads = scored_heads(model.heads, self.config.head_fraction)  # of all
         self.heads = share.scored(model, self.config.head_fraction)  # of these, those that are here
         self._rotary = rotary
@@ -82,11 +83,9 @@ class Cache:
         self._sampled = sampled_queries(layout.tokens_per_block, self.config.query_fraction).to(self.device)
         self.rotations = BlockRotations(layout, model.head_dim, self.device, self._precision)
         self._content_queries = self.rotations.content_queries[self._sampled]
-
         self.block = -1
-        self._slot_anchor: dict[int, float] = {}  # full-resolution slot -> position at which its keys stand
         self._best: Callable[[], Tensor]  # `scored_choice` of the layer at hand
-        self.mid_slots_written = self.recent_rotated = 0
+        self._begun, self.mid_slots_written, self.recent_rotated = -1, 0, 0
 
     @property
     def _precision(self) -> torch.dtype:
@@ -94,9 +93,8 @@ class Cache:
         return torch.promote_types(self.dtype, torch.float32)
 
     def _allocate(self) -> None:
-        model, config, compressed = self.model, self.config, self.layout.compressed_tokens_per_block
-        if config.top_k == 0:
-            compressed = 0
+        model, config = self.model, self.config
+        compressed = self.layout.compressed_tokens_per_block if config.top_k else 0
         self._ring_slots = config.recent_blocks + 1
         self._mid_start = (config.sink_blocks + self._ring_slots) * self.layout.tokens_per_block
         capacity = self._mid_start + (config.top_k + 1) * compressed
@@ -134,13 +132,15 @@ class Cache:
         """Makes room for block `block`, which must follow the block before, and re-anchors what moved."""
         if block != self.block + 1:
             raise ValueError(f"block {block} cannot follow block {self.block}")
-        self.block = block
         self.partition = self.config.partition(block)
         self.anchors: Anchors = anchors(self.config, block)
         self.rotations.move(self.anchors)
-        self.mid_slots_written = self.recent_rotated = 0
+        if self._begun != block:
+            self._begun, self.mid_slots_written, self.recent_rotated = block, 0, 0
         self._rotate_recent()
-        self._slot_anchor[self._slot(block)] = self.anchors.current
+        for layer in self.layers:
+            layer.anchors[self._slot(block)] = self.anchors.current
+        self.block = block
         self._open(block, self.rotations.current)
 
     def refresh(self, block: int) -> None:
@@ -223,14 +223,14 @@ class Cache:
     def _rotate_recent(self) -> None:
         for block, target in zip(self.partition.recent, self.anchors.recent, strict=True):
             slot = self._slot(block)
-            offset = target - self._slot_anchor[slot]
-            if offset == 0:
+            to_move = [layer for layer in self.layers if layer.anchors[slot] != target]
+            if not to_move:
                 continue
-            by = self.rotations.by_time(offset)
-            for layer in self.layers:
+            by = self.rotations.by_time(target - to_move[0].anchors[slot])
+            self.recent_rotated += len(to_move) == len(self.layers)  # else it was begun before
+            for layer in to_move:
                 layer.kv.rotate(self.block_tokens(block), by)
-            self._slot_anchor[slot] = target
-            self.recent_rotated += 1
+                layer.anchors[slot] = target
 
     def rotate_queries(self, queries: Tensor) -> Tensor:
         """The current block's queries where the block stands."""
@@ -287,8 +287,8 @@ class Cache:
 
     def choose(self, layer: int, chosen: list[int]) -> None:
         """Fills the mid slots with these mid blocks, which the current block then attends to."""
-        self.layers[layer].selected = chosen
         self._fill_mid_slots(layer, chosen)
+        self.layers[layer].selected = chosen
 
     def _choice(self, layer: LayerCache) -> list[int]:
         mids, count = self.partition.mid, self.config.attended_mids(self.block)
@@ -311,17 +311,19 @@ class Cache:
         stale = [slot for slot, content in enumerate(wanted) if held[slot] != content]
         if not stale:
             return
-        held[: len(wanted)] = wanted
-        self.mid_slots_written += len(stale)
         # Read and rotated together: launching a few small kernels for each slot takes a GPU longer than running them.
         keys, values = self.archive.read([chosen[slot] - self.config.sink_blocks for slot in stale], layer)
         by = self.rotations.to_mid_slots([places[slot] for slot in stale], scale)
         keys = self._kept(rotate(keys.to(self.dtype), by))
         size = self.layout.compressed_tokens_per_block
+        for slot in stale:
+            held[slot] = None  # what they hold is not sure until all is copied
         for first, last in runs(stale):
             source = slice(stale.index(first) * size, (stale.index(last) + 1) * size)
             target = slice(self._mid_start + first * size, self._mid_start + (last + 1) * size)
             self.layers[layer].kv.copy(target, keys[:, source], values[:, source])
+        held[: len(wanted)] = wanted
+        self.mid_slots_written += len(stale)
 
     @property
     def mid_tokens(self) -> slice:
@@ -334,8 +336,7 @@ class Cache:
     @property
     def _valid(self) -> int:
         """Length of the valid prefix."""
-        end: int = self.mid_tokens.stop
-        return end
+        return int(self.mid_tokens.stop)
 
     # ------------------------------------------------------------------ the compressed form
 
@@ -383,8 +384,7 @@ class Cache:
             "current": full,
             "mid": (self.mid_tokens.stop - self.mid_tokens.start) * token,
             "aside": 0,
-            "archive_device": self.archive.device_bytes,
-            "archive_host": self.archive.host_bytes,
+            **self.archive.bytes(),
             "key_sums": self.archive.key_sum_bytes,
         }
 

@@ -37,6 +37,7 @@ class DeferredCache(Cache):
     def end(self) -> None:
         if self._due:
             self.archive_compressed()
+            self._due = False  # at once: what fails from here on is done again
         self._due = self.config.becomes_mid(self.block)
         if self._due:
             self._set_aside()

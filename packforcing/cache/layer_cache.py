@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
@@ -43,3 +43,4 @@ class LayerCache:
     mid_slots: list[MidSlot | None]  # top_k of them
     selected: list[int] | None = None  # mid blocks that the current block attends to; None: not chosen yet
     affinity: Affinity | None = None  # None: nothing was scored, since there was no choice or it is by recency
+    anchors: dict[int, float] = field(default_factory=dict)  # full-resolution slot -> position at which its keys stand

@@ -50,12 +50,12 @@ class BlockRotations:
         """Follows the anchors of the block that begins. They stay the same once all slots are in use."""
         if anchors == self._anchors:
             return
-        self._anchors = anchors
         self.current = self.at(anchors.current)
         self.compressed = self._of(self._compressed_positions(anchors.current + self._base_times))
         self._mid = {}
         for anchor in anchors.mid:
             self._to_mid(anchor, anchors.mid_scale)
+        self._anchors = anchors  # only now: what failed midway is done again
 
     def at(self, anchor: float) -> Rotation:
         """Rotation of the tokens of a block that stands at this anchor."""

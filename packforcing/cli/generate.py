@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..cache.archive_file import ArchiveFile
 from ..cache.head_share import WHOLE, HeadShare
 from ..command_options import (
     DTYPES,
@@ -32,10 +33,11 @@ from ..files.lora import given_lora, with_loras
 from ..files.state_file import StatePrompt, VideoState, save_state
 from ..files.state_journal import StateJournal
 from ..files.weights import read_state_dict
-from ..files.writing import write_whole
+from ..files.writing import free_space, target_of, write_whole
 from ..flavours import NO_FLAVOUR, Flavour
 from ..generate.live import most_held
 from ..generate.long_video import Block, LongVideo, VideoModels, VideoSettings
+from ..generate.memory_faults import begun_video, lasting_blocks, weights_told
 from ..generate.prepare import planned_run, tune_models
 from ..generate.record import CacheRecord
 from ..generate.sampling import Sampling
@@ -77,6 +79,7 @@ def add_command(commands: Commands) -> argparse.ArgumentParser:
     add_live_option(command)
     add_video_options(command, width=None, height=None, seconds=10.0)
     add_cache_options(command)
+    command.add_argument("--archive-folder", metavar="FOLDER", help="of --archive-device disk; default: the output's")
     add_sampling_options(command)
     command.add_argument("--device", default=default_device())
     command.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
@@ -164,6 +167,8 @@ def requested(options: argparse.Namespace) -> Request:
     choice = compressor_choice(options, config)
     layout = choice.layout(config, size)
     check_kept(options)
+    if config.archive_device == "disk":
+        ArchiveFile(archive_folder(options))  # tells what is wrong with the folder, and is gone again
     state = state_to_go_on_from(options)
     start = start_of(options, state, size)
     if start is not None:
@@ -184,6 +189,11 @@ def recipe_of(options: argparse.Namespace, request: Request) -> Recipe:
         request.state,
         request.prompts.timed,
     )
+
+
+def archive_folder(options: argparse.Namespace) -> Path:
+    """Where the archive's file lies, should there be one: beside the output, since temporary folders may be memory."""
+    return Path(options.archive_folder or target_of(options.output).parent)
 
 
 def compressor_choice(options: argparse.Namespace, config: CacheConfig) -> CompressorChoice:
@@ -224,7 +234,8 @@ def load_models(
 def models_of(options: argparse.Namespace, request: Request) -> VideoModels:
     """All networks of a run, on the device."""
     share = HeadShare(rank(), process_count())
-    wan, vae = load_models(options, request.dtype, share)
+    with weights_told():
+        wan, vae = load_models(options, request.dtype, share)
     compressor = request.compressor.build(request.layout.config.block_frames, wan.shape.dim, options.device)
     return VideoModels(wan, vae, compressor if share.count == 1 else SharedCompressor(compressor, wan))
 
@@ -239,19 +250,20 @@ def prepared(options: argparse.Namespace, request: Request, models: VideoModels 
     layout, device, state = request.layout, request.device, request.state
     if state is not None:
         check_fits(state, models, layout)
-    overlap = overlap_wanted(options.overlap, device)
-    settings = VideoSettings(layout, request.sampling, options.fps, overlap=overlap)
+    overlap, folder = overlap_wanted(options.overlap, device), archive_folder(options)
+    settings = VideoSettings(layout, request.sampling, options.fps, overlap=overlap, archive_folder=folder)
     said = most_held(request.prompts.switch, request.prompts.blend_blocks) if options.live else 0
     prompts = len(told) + said
-    memory = own_memory(device, models.wan.weights.bytes)
+    memory = own_memory(device, models.wan.weights.bytes, free_space(folder))
     planned = in_all(lambda: planned_run(models, settings, request.length.blocks, memory, prompts))
     planned = as_main_decodes(planned)
     tune_models(models, layout, compiled=options.compile)
     story = story_from(told, models.wan.embed_text, request.prompts.switch, request.prompts.blend_blocks)
-    start = shared_start(request.start, layout.size, device) if models.wan.share.count > 1 else request.start
+    if process_count() == 1:
+        return Prepared(begun_video(planned, story, say=tell_fault), told, request.start)
     video = planned.video(story)
     video.record.device = device_name(video.record.device)
-    return Prepared(video, told, start)
+    return Prepared(video, told, shared_start(request.start, layout.size, device))
 
 
 # --- the video -------------------------------------------------------------------------------------------------
@@ -275,8 +287,15 @@ def help_along(ready: Prepared, request: Request, heard: Stopping) -> None:
     """What the other processes do while the main one makes a video: their share of each pass, and nothing else."""
     ready.video.on_step = heard.on_step
     heard.making = True
-    for _ in started_blocks(ready.video, ready.start, request.length.blocks):
+    for _ in all_blocks(ready, request.length.blocks):
         pass
+
+
+def all_blocks(ready: Prepared, blocks: int) -> Iterator[Block]:
+    """The blocks of a video, which go on after memory has run out, where no other process must be told of it."""
+    if process_count() > 1:
+        return started_blocks(ready.video, ready.start, blocks)
+    return lasting_blocks(ready.video, ready.start, blocks, tell_fault)
 
 
 def made(
@@ -310,7 +329,7 @@ def made(
         journal = journal_for(options, request.state)
         try:
             heard.making = True
-            blocks = started_blocks(video, ready.start, request.length.blocks)
+            blocks = all_blocks(ready, request.length.blocks)
             kept = journalled(blocks, video, told, journal)
             for block in written_blocks(kept, request.length.blocks, writer, start):
                 latents.append(block.latents.cpu())
@@ -397,6 +416,11 @@ def picture_bytes(record: CacheRecord) -> bytes:
     file = BytesIO()
     picture(record).save(file, format="PNG")
     return file.getvalue()
+
+
+def tell_fault(sentence: str) -> None:
+    """Tells that the run goes on with less memory."""
+    tell(f"\n{sentence}")
 
 
 def show_progress(done: int, blocks: int, elapsed: float) -> None:

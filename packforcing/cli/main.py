@@ -8,8 +8,8 @@ import sys
 
 import torch
 
+from ..devices import is_out_of_memory
 from ..errors import PackForcingError
-from ..host_memory import is_out_of_host_memory
 from ..telling import tell
 from . import again, encode, inspect, many, measure, plan, train
 
@@ -45,10 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 1
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_host_memory(error):
+        if not is_out_of_memory(error):
             raise
         tell(
-            "error: The machine's own memory ran out, and what was finished is kept: choose a smaller frame, a "
+            "error: Memory ran out, and what was finished is kept: choose a smaller frame, a "
             "shorter video, or close other programs."
         )
         return 1

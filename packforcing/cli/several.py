@@ -34,16 +34,19 @@ def check_together(options: argparse.Namespace) -> None:
             )
 
 
-def own_memory(device: torch.device, held: int = 0) -> DeviceMemory:
+def own_memory(device: torch.device, held: int = 0, disk: int | None = None) -> DeviceMemory:
     """What this process can have: the machine's own memory is for all processes on it.
 
-    `held`: bytes on the device that are not counted elsewhere, for weights that are read ahead.
+    Args:
+        held: bytes on the device that are not counted elsewhere, for weights that are read ahead.
+        disk: bytes that a file of the archive may have.
     """
     free, host = memory_of(device), available_memory()
     free = None if free is None else max(0, free - held)
     if device.type == "cpu" and free is not None:
         free //= processes_here()
-    return DeviceMemory(str(device), free, host=None if host is None else host // processes_here())
+    own_host = None if host is None else host // processes_here()
+    return DeviceMemory(str(device), free, host=own_host, disk=disk)
 
 
 def device_name(device: str) -> str:

@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ..devices import is_out_of_memory
 from ..errors import PackForcingError
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
@@ -116,6 +117,8 @@ def _read_safetensors(path: Path, head: bytes) -> tuple[dict[str, Tensor], dict[
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
             return tensors, dict(file.metadata() or {})
     except Exception as error:  # the reader's own exception type has no public base class
+        if is_out_of_memory(error):  # the sizes in a header are checked, so it is no damage
+            raise
         raise _damaged(path, error) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import combinations
@@ -93,6 +94,14 @@ def check_output_file(path: str | os.PathLike[str] | None, what: str) -> None:
 def _is_special(path: Path) -> bool:
     """Whether a path is a device, a pipe or the like, beside which nothing can be written."""
     return path.exists() and not path.is_file()
+
+
+def free_space(folder: str | os.PathLike[str]) -> int | None:
+    """Bytes that are free in a folder; None if that is not known, since it is missing, say."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
 
 
 def check_distinct(files: Mapping[str, str | os.PathLike[str] | None]) -> None:

@@ -108,19 +108,22 @@ class LivePrompts:
         self._encode = encode
         self._on_heard = on_heard
         self._encoded: dict[str, Tensor] = {}
+        self._unheard: str | None = None  # words that were taken and not told
         video.on_block = self.listen
 
     def listen(self, block: int) -> None:
         """Takes what was said, and lets it rule from this block on. Words that cannot be encoded end no run."""
-        words = self._take()
+        words = self._take() or self._unheard
         if words is None:
             return
+        self._unheard = words  # until they are told: what fails for want of memory is done again
         try:
             self._tell(block, words)
         except PackForcingError as error:
             self._on_heard(block, words, str(error))
         else:
             self._on_heard(block, words, "")
+        self._unheard = None
 
     def _tell(self, block: int, words: str) -> None:
         if words not in self._encoded:

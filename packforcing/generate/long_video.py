@@ -14,21 +14,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 
 import torch
 from torch import Tensor
 
+from ..cache.archive_file import Folder
 from ..cache.cache import Cache
 from ..cache.deferred import DeferredCache
 from ..config import LATENT_CHANNELS, Layout
 from ..devices import to_device
 from ..errors import PackForcingError
 from ..model.causal_wan import TextKV
-from ..model.vae import StreamingDecoder
+from .decoding import BlockDecoder, Decoding
 from .made_with import made_with
 from .record import BlockRecord, CacheRecord, PromptRecord
 from .sampling import Sampling, noise_generator
@@ -53,6 +52,7 @@ class VideoSettings:
     decode: bool = True  # blocks come with frames, even where the compressor does not need them
     decode_frames: int | None = None  # latent frames that the VAE decodes at a time; None: a whole block
     overlap: bool = False  # decode a block beside the next one's denoising: faster, more memory, the same video
+    archive_folder: Folder = None  # where the archive's file lies, should there be one (`Archive`)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class _Made:
 
     index: int
     latents: Tensor  # as in Block
-    frames: Callable[[], Tensor | None]  # waits, and returns them as in Block
+    decoding: Decoding | None  # of its frames; None without a VAE
 
 
 def no_callback(block: int, step: int) -> None:
@@ -147,27 +147,33 @@ class LongVideo:
         self.sampling = settings.sampling
         self.compressor = models.compressor
         self.vae = vae
-        self.decoder: StreamingDecoder | None = None
+        self._stopwatch = Stopwatch(wan.device)
+        self.decoder: BlockDecoder | None = None
         if vae is not None and (settings.decode or needs_frames(models, layout)):
-            self.decoder = StreamingDecoder(vae, settings.decode_frames)
+            side = SideStream(wan.device) if settings.overlap else None
+            self.decoder = BlockDecoder(vae, settings.decode_frames, config.block_frames, side, self._stopwatch)
+        self.encode_frames: int | None = None
         self.on_step = on_step
         self.on_block: Callable[[int], None] = no_listener
-        self._side = SideStream(wan.device) if settings.overlap and self.decoder is not None else None
-        beside = self._side is not None or (settings.overlap and models.decoded_elsewhere)
+        beside = self._beside or (settings.overlap and models.decoded_elsewhere)
         self._deferred = beside and config.can_defer
-        kind = DeferredCache if self._deferred else Cache
-        self.cache = kind(layout, wan.shape, wan.device, wan.dtype, batch, wan.rotary, wan.share)
+        kind, folder = DeferredCache if self._deferred else Cache, settings.archive_folder
+        self.cache = kind(layout, wan.shape, wan.device, wan.dtype, batch, wan.rotary, wan.share, folder)
         self.record = new_record(models, settings, self.story)
-        self._stopwatch = Stopwatch(wan.device)
         self._awaiting_clean_pass: _Made | None = None  # the newest block
         self._before: _Made | None = None  # the one before, where compressed blocks are late
         self._recent: deque[Tensor] = deque(maxlen=config.recent_blocks)  # latents of the last blocks
         self._unfinished: list[_Made] = []  # made, but not yielded
 
     @property
+    def made_blocks(self) -> int:
+        """How many blocks are made. The newest of them may not be yielded yet."""
+        return len(self.record.blocks)
+
+    @property
     def next_block(self) -> int:
         """Index of the block that is yielded next."""
-        return len(self.record.blocks) - len(self._unfinished)
+        return self.made_blocks - len(self._unfinished)
 
     def blocks(self, count: int) -> Iterator[Block]:
         """Makes the next `count` blocks.
@@ -215,30 +221,36 @@ class LongVideo:
         """Waits until no block is being decoded, for a caller that moves weights."""
         for made in self._unfinished:
             with self._stopwatch.stretch(self.record.blocks[made.index].seconds, "wait"):
-                made.frames()
+                self._frames(made)
+
+    @property
+    def _beside(self) -> bool:
+        """Whether blocks are decoded beside the denoising of the next."""
+        return self.decoder is not None and self.decoder.beside
 
     def _each(
         self, given: Sequence[Tensor | None], selected: Sequence[Selected | None] | None = None
     ) -> Iterator[Block]:
         """A block for each item of `given`: from latents [B, 16, <= T, h, w], or by denoising where that is None."""
+        yield from self._finish(keep=1 if self._beside else 0)  # of a run that was stopped
         for latents, chosen in zip(given, selected or [None] * len(given), strict=True):
             try:
                 self._next(latents, chosen)
             except BaseException:
                 yield from self._finish(keep=0)
                 raise
-            yield from self._finish(keep=0 if self._side is None else 1)
+            yield from self._finish(keep=1 if self._beside else 0)
         yield from self._finish(keep=0)
 
     def _finish(self, keep: int) -> Iterator[Block]:
         """Yields blocks that were made, as soon as their frames are there, until `keep` of them are left."""
         while len(self._unfinished) > keep:
             made = self._unfinished[0]
-            if self._side is None:
-                frames = made.frames()
-            else:
+            if self._beside:
                 with self._stopwatch.stretch(self.record.blocks[made.index].seconds, "wait"):
-                    frames = made.frames()
+                    frames = self._frames(made)
+            else:
+                frames = self._frames(made)
             self._unfinished.pop(0)
             self._stopwatch.settle()
             yield Block(made.index, made.latents, frames)
@@ -259,7 +271,8 @@ class LongVideo:
         with self._stopwatch.stretch(record.seconds, "denoise"):
             latents = self._denoise(index) if given is None else self._taken(index, given, chosen)
         self._check_finite(index, latents)
-        made = _Made(index, latents, self._decode(latents, record))
+        decoding = None if self.decoder is None else self.decoder.begin(latents, record.seconds)
+        made = _Made(index, latents, decoding)
         self._fill(record)
         self.record.blocks.append(record)
         self._awaiting_clean_pass = made
@@ -278,23 +291,9 @@ class LongVideo:
             self.wan.clean_pass(latents, text, self.cache, None)
         self.cache.refreshed()
 
-    def _decode(self, latents: Tensor, record: BlockRecord) -> Callable[[], Tensor | None]:
-        """Decodes a block, or begins to. Returns a function that waits for its frames and returns them."""
-        if self.decoder is None:
-            return lambda: None
-        decode = partial(self.decoder.decode, latents)
-        if self._side is not None:
-            return partial(self._decoded_beside, self._side.submit(decode), record)
-        with self._stopwatch.stretch(record.seconds, "decode"):
-            frames = decode()
-        return lambda: frames
-
-    def _decoded_beside(self, decoding: Future[tuple[Tensor, float]], record: BlockRecord) -> Tensor:
-        """Waits for the frames that the side stream decodes."""
-        frames, record.seconds["decode"] = decoding.result()
-        if frames.is_cuda:  # made on another stream, which must not take their memory back while this one reads them
-            frames.record_stream(torch.cuda.current_stream(frames.device))
-        return frames
+    def _frames(self, made: _Made) -> Tensor | None:
+        """The frames of a block that was made; waits for them."""
+        return None if self.decoder is None or made.decoding is None else self.decoder.frames(made.decoding)
 
     def _noise(self, generator: torch.Generator) -> Tensor:
         """The next noise [B, 16, T, h, w] of a block, float32."""
@@ -372,9 +371,9 @@ class LongVideo:
         compressed_text = text if source is None else self.story.text(source.index)
         with self._stopwatch.stretch(record.seconds, "clean_pass"):
             self.wan.clean_pass(block.latents, text, self.cache, compressed, compressed_text)
+            if block.index == 0:
+                self.record.rounding_error = self.cache.rounding_error
             self.cache.end()
-        if block.index == 0:
-            self.record.rounding_error = self.cache.rounding_error
         self._awaiting_clean_pass = None  # only now: a run that was stopped before this must still do it
         self._before = block if self._deferred else None
         self._fill(record)
@@ -383,11 +382,13 @@ class LongVideo:
         """Hidden tokens [B, N_c, d] of a block; None if it never becomes a mid block."""
         if not self.layout.config.becomes_mid(block.index):
             return None
-        frames = block.frames()
+        frames = self._frames(block)
         assert self.compressor is not None, "see check_complete"
         assert frames is not None or not self.compressor.needs_vae, "with a VAE and mid blocks there is a decoder"
         with self._stopwatch.stretch(self.record.blocks[block.index].seconds, "compression"):
-            tokens: Tensor = self.compressor(block.latents, frames, self.layout, self.vae, self.wan.patch_tokens)
+            tokens: Tensor = self.compressor(
+                block.latents, frames, self.layout, self.vae, self.wan.patch_tokens, self.encode_frames
+            )
         return tokens
 
     def _fill(self, record: BlockRecord) -> None:

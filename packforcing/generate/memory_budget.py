@@ -86,10 +86,15 @@ class MemoryDemand:
 
     @property
     def host_bytes(self) -> int:
-        """Bytes of the machine's own memory: of the archive what the device does not hold, and all latents."""
+        """Bytes of the machine's own memory: all latents, and of the archive what is neither on device nor on disk."""
         size, frames = self.layout.size, self.blocks * self.layout.config.block_frames
         latents = LATENT_CHANNELS * frames * size.latent_height * size.latent_width * FLOAT32_BYTES
-        return latents + int(max(0, self.archive_bytes - self.layout.config.archive_budget))
+        return latents + int(max(0, self.archive_bytes - self.disk_bytes - self.layout.config.archive_budget))
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of the archive's file."""
+        return self.archive_bytes if self.layout.config.archive_device == "disk" else 0
 
     def passes(self) -> list[int]:
         """Numbers of latent frames that can be decoded at a time, most first: a block, its halves, down to one."""
@@ -157,12 +162,30 @@ def check_host(demand: MemoryDemand, available: int | None, shared: bool) -> Non
     if available is None or needed <= available:
         return
     size = demand.layout.size
-    saving = "" if demand.layout.config.kv_dtype == "fp8_e4m3" or not demand.archive_bytes else ", kv_dtype fp8_e4m3"
+    config = demand.layout.config
+    saving = "" if config.kv_dtype == "fp8_e4m3" or not demand.archive_bytes else ", kv_dtype fp8_e4m3"
+    on_disk = demand.with_config(archive_device="disk")
+    if on_disk.host_bytes + (on_disk.least if shared else 0) <= available and config.archive_device != "disk":
+        saving = ", archive_device disk" + saving
     raise PackForcingError(
         f"A video of {size.width}x{size.height} and {demand.blocks} blocks needs about {readable_bytes(needed)} of the "
         f"machine's own memory, which holds its archive ({readable_bytes(demand.archive_bytes)}) and latents, but "
         f"{readable_bytes(available)} are free: choose a shorter video, a smaller frame{saving}, or top_k 0."
     )
+
+
+def check_disk(demand: MemoryDemand, free: int | None) -> None:
+    """Raises PackForcingError when the archive's file will not fit.
+
+    Args:
+        free: bytes that are free where it would lie; None if that is not known.
+    """
+    if free is not None and demand.disk_bytes > free:
+        raise PackForcingError(
+            f"The archive of {demand.blocks} blocks takes a file of {readable_bytes(demand.disk_bytes)}, but "
+            f"{readable_bytes(free)} are free there: free some space, choose another folder for it, a shorter video, "
+            "or archive_device host."
+        )
 
 
 def advice(demand: MemoryDemand, available: int) -> str:

@@ -36,6 +36,8 @@ class Plan:
     full_tokens: int
     full_cache_bytes: int
     device_bytes: int
+    host_bytes: int
+    disk_bytes: int
     max_position: float
 
     def as_dict(self) -> dict[str, int | float]:
@@ -62,7 +64,8 @@ def plan(
         bytes_per_value: of the type that model and VAE run in, 2 for bfloat16; `kv_dtype` may be smaller.
         vae_dim: the VAE's width.
 
-    Its `device_bytes` are the least that a run takes beside the weights (`MemoryDemand.least`).
+    Its `device_bytes` are the least that a run takes beside the weights (`MemoryDemand.least`), its `host_bytes` those
+    of latents and archive in the machine's own memory, and its `disk_bytes` the archive's file.
     """
     stride = default_temporal_stride(config.block_frames) if temporal_stride is None else temporal_stride
     layout = Layout(config, size, stride)
@@ -71,6 +74,7 @@ def plan(
     # While the last block is made, every block before it that is no sink lies in the archive, the recent ones too.
     archive_blocks = config.archived_blocks(length.blocks)
     kept = config.bytes_per_value(bytes_per_value)
+    demand = MemoryDemand(model, bytes_per_value, layout, length.blocks, DecoderMemory(vae_dim, bytes_per_value))
     archive_bytes_per_block = model.kv_bytes(layout.compressed_tokens_per_block, kept)
     return Plan(
         width=size.width,
@@ -95,9 +99,9 @@ def plan(
         archive_bytes=archive_blocks * archive_bytes_per_block,
         full_tokens=full_tokens,
         full_cache_bytes=model.kv_bytes(full_tokens, bytes_per_value),
-        device_bytes=MemoryDemand(
-            model, bytes_per_value, layout, length.blocks, DecoderMemory(vae_dim, bytes_per_value)
-        ).least,
+        device_bytes=demand.least,
+        host_bytes=demand.host_bytes,
+        disk_bytes=demand.disk_bytes,
         max_position=max_position(config, length),
     )
 
@@ -131,6 +135,14 @@ def plan_text(plan: Plan, model: str) -> str:
             f"{readable_bytes(plan.archive_bytes)} at the end ({readable_bytes(plan.archive_bytes_per_block)} a block)",
         ),
         ("device", f"{readable_bytes(plan.device_bytes)} at least, beside the weights"),
+        ("host", f"{readable_bytes(plan.host_bytes)} for the latents{_rest(plan)}"),
         ("full cache", f"{readable_bytes(plan.full_cache_bytes)}, {plan.full_tokens:,} tokens"),
     ]
     return "\n".join(f"{label:<11}{value}" for label, value in rows)
+
+
+def _rest(plan: Plan) -> str:
+    """What host memory holds of the archive, or the disk."""
+    if plan.disk_bytes:
+        return f", and a file of {readable_bytes(plan.disk_bytes)} for the archive"
+    return " and the rest of the archive" if plan.archive_bytes else ""

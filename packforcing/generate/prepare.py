@@ -17,7 +17,7 @@ from ..config import Layout
 from ..model.causal_wan import TextKV
 from .autotune import tune_vae_layout, tuned_attention
 from .long_video import LongVideo, VideoModels, VideoSettings, no_callback
-from .memory_budget import DecoderMemory, MemoryDemand, check_host, decode_plan
+from .memory_budget import DecoderMemory, MemoryDemand, check_disk, check_host, decode_plan
 from .story import Story
 
 
@@ -29,6 +29,7 @@ class DeviceMemory:
     available: int | None  # bytes; None if that is not known
     movable: int = 0  # bytes of weights that lie there too; they had better stay, but can be moved out of the way
     host: int | None = None  # bytes of the machine's own memory that the run can have; None if that is not known
+    disk: int | None = None  # bytes that are free where the archive's file would lie; None if that is not known
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def fitted(settings: VideoSettings, demand: MemoryDemand, memory: DeviceMemory) 
     """
     plan = decode_plan(demand, memory.available, memory.device, memory.movable, settings.overlap)
     check_host(demand, memory.host, shared=memory.device == "cpu")
+    check_disk(demand, memory.disk)
     return replace(settings, decode_frames=plan.frames, overlap=plan.overlap)
 
 

@@ -20,7 +20,8 @@ from ..config import FASTEST_FPS, SLOWEST_FPS, CacheConfig, FrameSize, Layout, M
 from ..errors import PackForcingError
 
 # The owners of cache memory, in the order in which a picture stacks them.
-PARTITIONS = ("sink", "recent", "current", "mid", "aside", "archive_device", "archive_host", "key_sums")
+PARTITIONS = ("sink", "recent", "current", "mid", "aside", "archive_device", "archive_host", "archive_disk", "key_sums")
+ARCHIVES = ("archive_device", "archive_host", "archive_disk")  # the first of them on the device
 STAGES = ("refresh", "denoise", "decode", "wait", "compression", "clean_pass", "preview")
 
 FORMAT = "packforcing-cache-record"
@@ -89,6 +90,7 @@ class CacheRecord:
     timesteps: list[float] = field(default_factory=list)  # what the model is told in each step of a block, of 1000
     first_timesteps: list[float] = field(default_factory=list)  # likewise in the video's first block
     made_with: dict[str, Any] = field(default_factory=dict)  # what else decides every bit (`made_with`); {} in old ones
+    notes: list[str] = field(default_factory=list)  # what happened within the run, such as that memory was short
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, ready for JSON. It names no folder, and no number is infinite or NaN."""
@@ -133,6 +135,7 @@ class CacheRecord:
                     "size": FrameSize(**_known(FrameSize, document["size"])),
                     "rounding_error": _or_nan(document.get("rounding_error", 0.0)),
                     "blocks": [_block(block) for block in document["blocks"]],
+                    "notes": [str(note) for note in document.get("notes", [])],
                     "prompts": [PromptRecord(**_known(PromptRecord, each)) for each in document.get("prompts", [])],
                 }
             )

@@ -51,9 +51,11 @@ def check_start(start: Start, block_frames: int, blocks: int) -> None:
 
 
 def started_blocks(video: LongVideo, start: Start | None, blocks: int) -> Iterator[Block]:
-    """All blocks of a video: those of its start, and then those that are made."""
-    if start is not None:
-        yield from video.replay(start.latents(video.vae), start.selected)
+    """All blocks of a video that are to come: those of its start, and then those that are made."""
+    made, block_frames = video.made_blocks, video.layout.config.block_frames
+    if start is not None and made < start.blocks(block_frames):
+        selected = None if start.selected is None else start.selected[made:]
+        yield from video.replay(start.latents(video.vae)[:, :, made * block_frames :], selected)
     yield from video.blocks(blocks - video.next_block)
 
 

@@ -45,10 +45,11 @@ class SharedCompressor(Compressor):
         layout: Layout,
         vae: WanVAE | None,
         patch_tokens: Callable[[Tensor], Tensor],
+        frames_per_pass: int | None = None,
     ) -> Tensor:
         """Hidden tokens [B, N_c, d] of a block, in every process; only the main one needs its frames and the VAE."""
         if self.own is not None:
-            tokens = self.own(latents, frames, layout, vae, patch_tokens).to(self._dtype).contiguous()
+            tokens = self.own(latents, frames, layout, vae, patch_tokens, frames_per_pass).to(self._dtype).contiguous()
         else:
             shape = (len(latents), layout.compressed_tokens_per_block, self._dim)
             tokens = torch.empty(shape, dtype=self._dtype, device=self._device)

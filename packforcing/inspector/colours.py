@@ -18,6 +18,7 @@ COLOURS: dict[str, Colour] = {
     "aside": (0, 114, 178),
     "archive_device": (204, 121, 167),
     "archive_host": (122, 88, 150),
+    "archive_disk": (153, 153, 153),
     "key_sums": (213, 94, 0),
 }
 # A mid block that is only stored, and one that the fewest layers attend; with more layers it turns to COLOURS["mid"].
@@ -55,6 +56,7 @@ LABELS = {
     "aside": "set aside",
     "archive_device": "archive, device",
     "archive_host": "archive, host",
+    "archive_disk": "archive, disk",
     "key_sums": "key sums",
 }
 

@@ -150,11 +150,13 @@ def bytes_now(record: CacheRecord) -> str:
     if not record.blocks:
         return ""
     now = record.blocks[-1].bytes
-    host = now.get("archive_host", 0)
+    host, disk = now.get("archive_host", 0), now.get("archive_disk", 0)
     unit, name = byte_unit(sum(now.values()))
-    text = f"now {(sum(now.values()) - host) / unit:,.2f} {name} on the device"
+    text = f"now {(sum(now.values()) - host - disk) / unit:,.2f} {name} on the device"
     if host:
         text += f", {host / unit:,.2f} {name} in host memory"
+    if disk:
+        text += f", {disk / unit:,.2f} {name} on the disk"
     full = record.model.kv_bytes(int(token_counts(record)["full"][-1]), model_bytes_per_value(record))
     return text + f"; a full cache would hold {full / unit:,.1f} {name}"
 

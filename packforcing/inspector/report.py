@@ -6,7 +6,7 @@ import numpy as np
 
 from ..byte_units import readable_bytes
 from ..config import MODELS
-from ..generate.record import STAGES, CacheRecord
+from ..generate.record import ARCHIVES, STAGES, CacheRecord
 from ..generate.schedule import timesteps_text
 from .ages import choices
 from .facts import (
@@ -30,6 +30,8 @@ def report(record: CacheRecord) -> str:
     frames = frames_made(record, blocks)
     made = f"{counted(len(blocks), 'block')}, {frames:,} frames, {frames / record.fps:,.1f} s at {record.fps:g} fps"
     sections = [f"PackForcing cache: {made if blocks else 'no block has been made yet'}", _conditions(record)]
+    if record.notes:
+        sections.append("\n".join(["Notes", *(f"  {note}" for note in record.notes)]))
     if blocks:
         sections += [story_report(record), _memory(record), _selections(record), _moves(record), _times(record)]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -89,7 +91,7 @@ def _memory(record: CacheRecord) -> str:
     width = bytes_per_value(record)
     tokens = {name: int(values[-1]) for name, values in token_counts(record).items()}
     context = tokens["sink"] + tokens["mid"] + tokens["recent"] + tokens["current"]
-    names = {"mid": "mid, attended", "archive_device": "archive, device", "archive_host": "archive, host"}
+    names = {"mid": "mid, attended"} | {each: f"archive, {each.removeprefix('archive_')}" for each in ARCHIVES}
     per_mid = model.kv_bytes(layout_of(record).compressed_tokens_per_block, width)
     lines = [f"Tokens and memory after block {last.block:,}", f"  {'':<18}{'tokens':>12}{'bytes':>12}"]
 
@@ -104,11 +106,13 @@ def _memory(record: CacheRecord) -> str:
         line("set aside", None, last.bytes["aside"], "for the block that was being decoded")
     full = model.kv_bytes(tokens["full"], model_bytes_per_value(record))
     line("full cache would be", tokens["full"], full, f"{tokens['full'] / context:.1f} times the context")
-    for name in ("archive_device", "archive_host"):
+    for name in ARCHIVES:
         size = last.bytes.get(name, 0)
+        if name == "archive_disk" and not size:
+            continue
         line(names[name], None, size, counted(round(size / per_mid), "mid block") if per_mid else "")
     line("key sums", None, last.bytes.get("key_sums", 0))
-    on_device = sum(size for name, size in last.bytes.items() if name != "archive_host")
+    on_device = sum(size for name, size in last.bytes.items() if name not in ARCHIVES[1:])
     less = f"{full / on_device:.1f} times less than the full cache" if full > on_device > 0 else ""
     line("all on the device", None, on_device, less)
     return "\n".join(lines)

@@ -136,7 +136,7 @@ def pooled_frames(frames: Tensor, temporal_stride: int) -> Tensor:
     return F.avg_pool3d(frames.float(), kernel_size=(temporal_stride, space, space)).to(frames.dtype)
 
 
-def lr_latents(frames: Tensor, vae: WanVAE, temporal_stride: int) -> Tensor:
+def lr_latents(frames: Tensor, vae: WanVAE, temporal_stride: int, frames_per_pass: int | None = None) -> Tensor:
     """A block's video frames [B, 3, F, H, W] in [-1, 1] -> normalised latents of the pooled video, [B, 16, T', h', w'].
 
     The pooled frames are encoded on their own. The causal encoder's first latent frame holds a single video frame: the
@@ -147,7 +147,7 @@ def lr_latents(frames: Tensor, vae: WanVAE, temporal_stride: int) -> Tensor:
     whole = pooled.shape[2] // VAE_TIME_STRIDE * VAE_TIME_STRIDE
     height, width = (side // VAE_SPACE_STRIDE * VAE_SPACE_STRIDE for side in pooled.shape[-2:])
     pooled = pooled[:, :, :whole, :height, :width]
-    return encode_clip(vae, torch.cat((pooled[:, :, :1], pooled), dim=2))[:, :, 1:]
+    return encode_clip(vae, torch.cat((pooled[:, :, :1], pooled), dim=2), frames_per_pass)[:, :, 1:]
 
 
 class Compressor(nn.Module):
@@ -180,6 +180,7 @@ class Compressor(nn.Module):
         layout: Layout,
         vae: WanVAE,
         patch_tokens: Callable[[Tensor], Tensor],
+        frames_per_pass: int | None = None,
     ) -> Tensor:
         """Hidden tokens [B, N_c, d] of a block.
 
@@ -188,8 +189,9 @@ class Compressor(nn.Module):
             frames: its video frames [B, 3, F, H, W] in [-1, 1]; F is 4T, or 4T - 3 for the first block of a video.
             vae: the frozen VAE that encodes the pooled frames.
             patch_tokens: the model's own patch embedding, normalised latents -> tokens.
+            frames_per_pass: latent frames that the VAE encodes at a time; None: all.
         """
-        small = lr_latents(whole_block(frames, latents.shape[2]), vae, self.temporal_stride)
+        small = lr_latents(whole_block(frames, latents.shape[2]), vae, self.temporal_stride, frames_per_pass)
         rows, columns = layout.size.compressed_rows, layout.size.compressed_columns
         tokens = patch_tokens(small[..., : PATCH * rows, : PATCH * columns])
         if self.hr is not None:
@@ -227,6 +229,7 @@ class LatentCompressor(Compressor):
         layout: Layout,
         vae: WanVAE | None,
         patch_tokens: Callable[[Tensor], Tensor],
+        frames_per_pass: int | None = None,
     ) -> Tensor:
         """Tokens [B, N_c, d] of a block's normalised latents [B, 16, T, h, w]; nothing else that is given is used."""
         grid = self.net(latents.to(next(self.net.parameters())))

@@ -14,7 +14,7 @@ the video's first frame to its first latent frame, and every 4 frames after it t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import torch
@@ -29,11 +29,15 @@ from .vae_modules import CausalConv3d, Downsample, History, Upsample, WanVAE, ch
 from .vae_weights import init_vae, load_vae
 
 __all__ = [
-    "LATENT_CHANNELS", "LATENT_MEAN", "LATENT_STD", "SPACE_STRIDE", "Downsample", "History", "StreamingDecoder",
-    "StreamingEncoder", "Upsample", "WanVAE", "denormalise", "encode_clip", "init_vae", "load_vae", "normalise",
+    "DECODER_REACH", "LATENT_CHANNELS", "LATENT_MEAN", "LATENT_STD", "SPACE_STRIDE", "Downsample", "History",
+    "StreamingDecoder", "StreamingEncoder", "Upsample", "WanVAE", "denormalise", "encode_clip", "init_vae", "load_vae",
+    "normalise",
 ]  # fmt: skip
 
 S = TypeVar("S", bound="_Stream")
+
+# Latent frames before it on which a decoder's history depends: what its causal convolutions see, one over the other.
+DECODER_REACH = 40
 
 
 class _Stream:
@@ -64,6 +68,11 @@ class _Stream:
                 "video, or assign an earlier state."
             )
         return self._history
+
+    @property
+    def lost(self) -> bool:
+        """Whether it failed within a chunk."""
+        return self._history is None
 
     def reset(self) -> None:
         """Forget the video: the next call starts a new one."""
@@ -132,6 +141,17 @@ class StreamingDecoder(_Stream):
     """
 
     _part = "decoder"
+
+    def restore(self, past: Iterable[Tensor]) -> None:
+        """Finds a place in a video again, to the bit as if it had never been lost.
+
+        Args:
+            past: the chunks [B, 16, t, h, w] before that place, as they were decoded: all, or at least the last
+                DECODER_REACH latent frames.
+        """
+        self.reset()
+        for chunk in past:
+            self.decode(chunk)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:

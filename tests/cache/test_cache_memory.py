@@ -90,13 +90,16 @@ def archive_run(**archive: object) -> tuple[Cache, list[Tensor]]:
     return cache, seen
 
 
-def test_host_and_device_archives_give_the_same_bits() -> None:
+def test_archives_give_the_same_bits_wherever_they_lie() -> None:
     entry = TINY.kv_bytes(small_layout().compressed_tokens_per_block, 4)
     on_device, expected = archive_run(archive_device="device")
     on_host, host = archive_run(archive_device="host")
     split, auto = archive_run(archive_device="auto", archive_budget_gb=3.5 * entry / 1e9)
+    on_disk, disk = archive_run(archive_device="disk")
     assert same_bits(host, expected)
     assert same_bits(auto, expected)
+    assert same_bits(disk, expected)
+    assert on_disk.archive.bytes() == {"archive_device": 0, "archive_host": 0, "archive_disk": 13 * entry}
     assert (on_device.archive.device_bytes, on_device.archive.host_bytes) == (13 * entry, 0)
     assert (on_host.archive.device_bytes, on_host.archive.host_bytes) == (0, 13 * entry)
     assert (split.archive.device_bytes, split.archive.host_bytes) == (3 * entry, 10 * entry)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from failing_memory import device_error, held_bytes
 from PIL import Image
 from safetensors.torch import save_file
 from small_options import SMALL_VIDEO
@@ -18,6 +19,7 @@ from small_options import SMALL_VIDEO
 from packforcing.cli.generate import Request, prepared, requested
 from packforcing.cli.main import main, parser
 from packforcing.config import CacheConfig
+from packforcing.errors import PackForcingError
 from packforcing.files.video import read_video
 from packforcing.flavours import flavour_named
 from packforcing.generate.sampling import Sampling, sampling_of
@@ -348,24 +350,63 @@ def test_an_unknown_option_is_told_without_a_traceback():
     assert "Traceback" not in done.stderr
 
 
+def out_of_memory_at(monkeypatch: pytest.MonkeyPatch, passes: range) -> None:
+    """Lets the device's memory run out in these of a video's denoising passes, of which there are two a block."""
+    whole, count = CausalWan.denoise, iter(range(10**6))
+
+    def denoise(self: CausalWan, *inputs: object) -> torch.Tensor:
+        if next(count) in passes:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+        return whole(self, *inputs)
+
+    monkeypatch.setattr(CausalWan, "denoise", denoise)
+
+
 @pytest.mark.parametrize("overlap", ["off", "on"])
 def test_out_of_memory_is_one_sentence_and_finished_blocks_are_kept(
     overlap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, passes = CausalWan.denoise, []
-
-    def fourth_fails(self: CausalWan, *inputs: object) -> torch.Tensor:
-        passes.append(self)
-        if len(passes) == 7:  # two steps a block: in the fourth block
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
-        return whole(self, *inputs)
-
-    monkeypatch.setattr(CausalWan, "denoise", fourth_fails)
+    out_of_memory_at(monkeypatch, range(6, 100))  # in the fourth block
     file = tmp_path / "out.mp4"
     assert generate("--seconds", "5", "--overlap", overlap, "--output", str(file)) == 1
     told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "error: The device ran out of memory (CUDA out of memory), and what was finished is kept: choose" in told
+    assert told.startswith("error: The device's memory ran out at block 3, and there is nothing left to do without; ")
     assert len(read_video(file)[0]) == 9  # three blocks of one latent frame
+
+
+def test_a_run_whose_memory_ran_out_goes_on_to_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, file, report = tmp_path / "whole.mp4", tmp_path / "out.mp4", tmp_path / "report.json"
+    assert generate("--seconds", "2", "--output", str(whole)) == 0
+    capsys.readouterr()
+    out_of_memory_at(monkeypatch, range(6, 7))
+    assert generate("--seconds", "2", "--overlap", "on", "--output", str(file), "--report", str(report)) == 0
+    said = capsys.readouterr()
+    sentence = "The device's memory ran out at block 3: from there on blocks are decoded after their denoising, "
+    assert sentence in said.err
+    assert sentence in said.out, "the report"
+    assert json.loads(report.read_text())["notes"][0].startswith(sentence)
+    assert file.read_bytes() == whole.read_bytes()
+
+
+def test_weights_without_room_are_told_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = parser().parse_args(["generate", "--prompt", "a red circle", *SMALL_VIDEO])
+    request, before = requested(options), held_bytes()
+
+    def no_room(*_: object, **__: object) -> None:
+        assert held_bytes() > before, "the transformer's are there by then"
+        raise device_error()
+
+    monkeypatch.setattr("packforcing.cli.generate.load_vae", no_room)
+    with pytest.raises(PackForcingError) as told:
+        prepared(options, request)
+    assert str(told.value) == (
+        "The device's memory ran out while the weights were loaded: choose a smaller model or one in fp8, or close "
+        "other programs."
+    )
+    del told
+    assert held_bytes() == before
 
 
 def test_what_no_machine_can_hold_is_refused_before_it_starts(

@@ -215,9 +215,8 @@ def test_nothing_is_decoded_while_words_are_encoded_and_each_is_encoded_once(mak
     def watched(words: str) -> torch.Tensor:
         encoded.append(words)
         if overlap:
-            assert video._side is not None
-            assert video._side._thread._work_queue.empty()
-            assert all(made.frames() is not None for made in video._unfinished)
+            assert video.decoder.beside
+            assert all(made.decoding.frames is not None for made in video._unfinished)
             newest = video.record.blocks[-1].seconds
             assert {"decode", "wait"} <= set(newest)
         return encode(words)

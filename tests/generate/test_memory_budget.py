@@ -14,7 +14,14 @@ from packforcing.config import MODELS, CacheConfig, FrameSize, Layout, default_t
 from packforcing.devices import fast_dtype
 from packforcing.errors import PackForcingError
 from packforcing.generate.long_video import LongVideo, VideoModels, VideoSettings
-from packforcing.generate.memory_budget import DecodePlan, DecoderMemory, MemoryDemand, check_host, decode_plan
+from packforcing.generate.memory_budget import (
+    DecodePlan,
+    DecoderMemory,
+    MemoryDemand,
+    check_disk,
+    check_host,
+    decode_plan,
+)
 from packforcing.generate.sampling import Sampling
 from packforcing.model.attention import sdpa
 from packforcing.model.causal_wan import CausalWan
@@ -194,6 +201,10 @@ def test_the_archive_and_the_latents_lie_in_the_machines_memory() -> None:
     auto = demand(blocks=1000, archive_device="auto", archive_budget_gb=2.5)
     assert auto.host_bytes == 1000 * latents + blocks * archived - 25 * 10**8
     assert demand(blocks=2, archive_device="host").host_bytes == 2 * latents
+    on_disk = demand(blocks=1000, archive_device="disk")
+    assert (on_disk.host_bytes, on_disk.disk_bytes) == (1000 * latents, blocks * archived)
+    assert on_disk.least == demand(blocks=1000, archive_device="host").least
+    assert auto.disk_bytes == 0
 
 
 def test_what_the_machine_cannot_hold_is_told() -> None:
@@ -206,3 +217,17 @@ def test_what_the_machine_cannot_hold_is_told() -> None:
             check_host(run, available, shared)
     with pytest.raises(PackForcingError, match="choose a shorter video, a smaller frame, or top_k 0"):
         check_host(run.with_config(kv_dtype="fp8_e4m3"), GB, shared=False)
+    with pytest.raises(PackForcingError, match="a smaller frame, archive_device disk, kv_dtype fp8_e4m3, or top_k 0"):
+        check_host(run, run.with_config(archive_device="disk").host_bytes, shared=False)
+    check_host(run.with_config(archive_device="disk"), run.with_config(archive_device="disk").host_bytes, shared=False)
+
+
+def test_a_disk_without_room_for_the_archive_is_told() -> None:
+    run = demand(blocks=5000, archive_device="disk")
+    check_disk(run, None)
+    check_disk(run, run.disk_bytes)
+    check_disk(demand(blocks=5000, archive_device="host"), 0)
+    with pytest.raises(
+        PackForcingError, match=r"^The archive of 5000 blocks takes a file of 167.63 GB, but .* are free"
+    ):
+        check_disk(run, run.disk_bytes - 1)

@@ -90,7 +90,9 @@ def test_the_report_tells_tokens_and_bytes():
     assert size(text, "archive, host") == to_two_decimals(last["archive_host"])
     context = sum(last[name] for name in ("sink", "recent", "current", "mid"))
     assert size(text, "context") == to_two_decimals(context)
-    assert size(text, "all on the device") == to_two_decimals(sum(last.values()) - last["archive_host"])
+    assert size(text, "archive, disk") == to_two_decimals(last["archive_disk"])
+    elsewhere = last["archive_host"] + last["archive_disk"]
+    assert size(text, "all on the device") == to_two_decimals(sum(last.values()) - elsewhere)
 
 
 def test_a_context_that_still_grows_is_told():

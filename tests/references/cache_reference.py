@@ -289,7 +289,7 @@ def setups(draw: st.DrawFn) -> Setup:
         query_fraction=draw(st.sampled_from((0.25, 0.1, 1.0))),
         head_fraction=draw(st.sampled_from((0.5, 1.0))),
         **positions,
-        archive_device=draw(st.sampled_from(("device", "host"))),
+        archive_device=draw(st.sampled_from(("device", "host", "disk"))),
     )
     size = FrameSize(draw(st.sampled_from((64, 80, 112, 128))), draw(st.sampled_from((64, 80))))
     model = ModelShape(layers=draw(st.integers(1, 2)), dim=24, heads=2)
