@@ -70,6 +70,7 @@ class Wait:
 
     what: str  # the operation
     where: str  # "packforcing/generate/long_video.py:_check_finite"
+    beside: bool  # whether another thread waited than the first one
 
     def __str__(self) -> str:
         return f"{self.where} ({self.what})"
@@ -175,6 +176,7 @@ class _Threads(threading.local):
     stream: Stream | None = None
     on_device = False  # whether tensors that PyTorch makes inside an operation belong to the device
     number = False  # whether the value that is copied is a Python number
+    own = False  # whether the simulation itself is at work
 
 
 class FakeDevice:
@@ -238,7 +240,8 @@ class FakeDevice:
             self._wait(work, what)
 
     def _wait(self, work: Known, what: str) -> None:
-        self.waits.append(Wait(what, _place()))
+        beside = threading.current_thread() is not threading.main_thread()
+        self.waits.append(Wait(what, _place(), beside))
         learn(self.host, work)
 
     def read_by_host(self, tensor: Tensor) -> None:
@@ -282,7 +285,9 @@ class FakeDevice:
 
     def to_device(self, source: Tensor, non_blocking: bool) -> DeviceTensor:
         """A copy of a CPU tensor."""
+        self.here.own = True
         result = self.allocated(source.detach().clone())
+        self.here.own = False
         self._copied_to_device(source, result.memory, non_blocking)
         return result
 
@@ -323,6 +328,8 @@ class FakeDevice:
 
     def dispatch(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Any operation."""
+        if self.here.own:
+            return func(*args, **kwargs)
         found = list(tensors_in(*args, *kwargs.values()))
         on_device = [tensor for tensor in found if isinstance(tensor, DeviceTensor)]
         if not on_device:
@@ -330,12 +337,11 @@ class FakeDevice:
         name = func._schema.name
         if name == "aten::copy_":
             return self._copy(*args, **kwargs)
+        self._check_devices(func, found, args)
+        result = self._on_device(func, args, kwargs, on_device)
         if name in READS_VALUES:
-            self._check_devices(func, found)
-            self._wait(self.launch([t.memory for t in on_device], []).now(), name.removeprefix("aten::"))
-        else:
-            self._check_devices(func, found, args)
-        return self._on_device(func, args, kwargs, on_device)
+            self._wait(self.current_stream().now(), name.removeprefix("aten::"))
+        return result
 
     def _on_host(self, func: Any, args: Any, kwargs: dict[str, Any], found: list[Tensor]) -> Any:
         if found and self._host_memory and not func.is_view:
