@@ -48,7 +48,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 REPO = Path(__file__).resolve().parents[2]
-SHOWN = ("packforcing", "nodes", "benchmarks")  # folders whose code a wait is put down to
+# Folders whose code a wait is put down to.
+SHOWN = tuple(f"{REPO / folder}/" for folder in ("packforcing", "nodes", "benchmarks"))
 
 aten = torch.ops.aten
 # The host must know a value, or how many there are.
@@ -420,9 +421,8 @@ def _place() -> str:
     """The innermost function of the project that is running."""
     frame = sys._getframe(1)
     while frame is not None:
-        file = Path(frame.f_code.co_filename)
-        if file.is_relative_to(REPO) and file.relative_to(REPO).parts[0] in SHOWN:
-            return f"{file.relative_to(REPO)}:{frame.f_code.co_name}"
+        if frame.f_code.co_filename.startswith(SHOWN):
+            return f"{Path(frame.f_code.co_filename).relative_to(REPO)}:{frame.f_code.co_name}"
         frame = frame.f_back
     return "outside"
 
