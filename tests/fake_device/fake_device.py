@@ -385,6 +385,7 @@ class FakeDevice:
         def outer(inner: Tensor) -> Tensor:
             if id(inner) in known:
                 return known[id(inner)]
+            inner = inner.resolve_conj().resolve_neg()  # the wrapper would not show that its numbers are conjugated
             memory = shared.get(inner.untyped_storage()._cdata)
             return self.allocated(inner) if memory is None else DeviceTensor(inner, memory)
 

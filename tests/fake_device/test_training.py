@@ -101,7 +101,18 @@ TRAINERS: dict[str, Callable[[str], Trainer]] = {
     "forcing, recomputed": lambda device: forcing_trainer(device, recompute=True),
     "vae": vae_trainer,
 }
-# Beside the batch, which is sent, the host waits for two numbers a turn: the gradient's norm, and the mean losses.
+# Where a batch is made on the host and sent.
+BATCH = {
+    f"packforcing/training/{place}"
+    for place in (
+        "base_samples.py:stacked",
+        "prompts.py:<genexpr>",
+        "compressor.py:_batch",
+        "forcing_batch.py:draw_batch",
+        "vae.py:<genexpr>",
+    )
+}
+# Beside that the host waits for two numbers a turn: the gradient's norm, and the mean losses.
 READ_BACK = {"packforcing/training/learner.py:clip_gradients", "packforcing/training/loop.py:_one_turn"}
 
 
@@ -118,6 +129,7 @@ def test_a_step_on_the_device_is_that_of_the_cpu(part: str, monkeypatch: pytest.
         for learner in trainer.learners.values():
             learner.state()
     assert found == pytest.approx(wanted, rel=2e-3)
-    batch = {where for where, _ in waits.items() if where.endswith(("batch", "stacked", "encoded"))}
-    assert set(waits) - batch == READ_BACK
+    sent = {wait.where for wait in fake.waits[before:] if "to the device" in wait.what}
+    assert sent <= BATCH
+    assert set(waits) - sent == READ_BACK
     assert all(waits[where] == len(trainer.turns(0)) for where in READ_BACK)
