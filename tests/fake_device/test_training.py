@@ -58,11 +58,11 @@ def compressor_trainer(device: str) -> Trainer:
     return CompressorTrainer(wan, branch(), made, LAYOUT, CompressorOptions(held_out=1))
 
 
-def forcing_trainer(device: str, recompute: bool = False) -> Trainer:
+def forcing_trainer(device: str) -> Trainer:
     prompts = Prompts(lambda seed: seeded(TEXT_LENGTH, TEXT_DIM, seed=seed % 100), seeded(3, TEXT_DIM, seed=7))
     options = ForcingOptions(blocks=BLOCKS, gradient_blocks=2, critic_turns=1, steps=2)
     models = ForcingModels(modules(), branch(), modules(), modules(), DeviceVAE().to(device))
-    return ForcingTrainer(models, LAYOUT, prompts, options, Placement(torch.device(device), recompute=recompute))
+    return ForcingTrainer(models, LAYOUT, prompts, options, Placement(torch.device(device), recompute=True))
 
 
 class Clips(Sequence[Any]):
@@ -87,7 +87,11 @@ def base_trainer(device: str) -> Trainer:
     tree = WanModules(sizes)
     histories = (History(sink_frames=0, recent_frames=4, top_k=16, share=1.0),)
     hr = HRBranch([16, 4, 4, 4, 4, DIM], 2)
-    return base.BaseTrainer(tree, base.TrainingClips(Clips(), held_out=2), base.BaseOptions(), histories, 0, device, hr=hr)
+    data = base.TrainingClips(Clips(), held_out=2)
+    trainer = base.BaseTrainer(tree, data, base.BaseOptions(), histories, 0, device, hr=hr)
+    for group in trainer.learners["base"].optimizer.parts[0].param_groups:
+        group["ns_steps"] = 1  # of Muon; it multiplies in bfloat16, which takes a CPU long
+    return trainer
 
 
 def vae_trainer(device: str) -> Trainer:
@@ -98,7 +102,6 @@ TRAINERS: dict[str, Callable[[str], Trainer]] = {
     "base": base_trainer,
     "compressor": compressor_trainer,
     "forcing": forcing_trainer,
-    "forcing, recomputed": lambda device: forcing_trainer(device, recompute=True),
     "vae": vae_trainer,
 }
 # Where a batch is made on the host and sent.
