@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from fake_device import DeviceTensor, FakeDevice
-from toy_videos import SHAPE, ToyVAE, long_video, prompt, weights
 from torch import Tensor
+from toy_videos import SHAPE, ToyVAE, long_video, prompt, weights
 from wan_reference import DIM, FFN_DIM, HEADS, TEXT_DIM
 
 from packforcing.generate.long_video import Block, LongVideo

@@ -5,8 +5,8 @@
         x + torch.ones(3)                  # refused: two devices
         (x > 0).any().item()               # True; and fake.waits has one more: the host waited here
 
-Tensors "on the device" are wrappers around CPU tensors. So values are real, a run gives the same bits as on the CPU, and
-choices that depend on values are made. What a device would refuse is refused (`Refused`), and counted in `errors` so
+Tensors "on the device" are wrappers around CPU tensors. So values are real, a run gives the same bits as on the CPU,
+and choices that depend on values are made. What a device would refuse is refused (`Refused`), and kept in `errors`, so
 that it is told even where somebody catches it:
 
 - work on tensors of two devices. CPU tensors without dimensions may take part in pointwise work, as in CUDA, and a copy
@@ -14,8 +14,8 @@ that it is told even where somebody catches it:
 - a CPU generator for numbers on the device; `.numpy()` of a tensor on it;
 - work of one stream on what another may not have written yet, or that overwrites what another may still read
   (`fake_streams`), and memory that is freed while another stream uses it;
-- the host reading memory that a copy from the device (non_blocking) may not have filled, or writing memory that a copy to
-  the device still reads.
+- the host reading memory that a copy from the device (non_blocking) may not have filled, or writing memory that a copy
+  to the device still reads.
 
 Whatever makes the host wait for the device is a `Wait`: values read (item, tolist, bool of a tensor, nonzero, boolean
 indices), copies that are not of pinned memory and non_blocking, CPU tensors as indices, `synchronize` of what is not
@@ -364,7 +364,9 @@ class FakeDevice:
             if not values:
                 self._wait(self.current_stream().now(), "indices on the CPU")
                 others = []
-        if torch.Tag.pointwise in func.tags or func._schema.name == "aten::fill_":  # a number, to CUDA; but not what is written into
+        if (
+            torch.Tag.pointwise in func.tags or func._schema.name == "aten::fill_"
+        ):  # a number, to CUDA; but not what is written into
             written = {id(t) for t in tensors_in(*_chosen(func, args, {}))}
             others = [t for t in others if t.dim() or id(t) in written]
         if others:
@@ -494,8 +496,9 @@ class _Functions(TorchFunctionMode):
 
     def _call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         here = self._fake.here
-        before, here.on_device = here.on_device, any(
-            isinstance(t, DeviceTensor) for t in tensors_in(*args, *kwargs.values())
+        before, here.on_device = (
+            here.on_device,
+            any(isinstance(t, DeviceTensor) for t in tensors_in(*args, *kwargs.values())),
         )
         try:
             self._check_generator(kwargs.get("generator"), here.on_device)

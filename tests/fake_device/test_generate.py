@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from device_videos import DeviceVAE, dual, on_host, toy_video, toy_wan, with_waits
+from device_videos import dual, on_host, toy_video, with_waits
 from fake_device import FakeDevice
-from toy_videos import CELLS, CONFIG, FIRST_THAT_CHOOSES, FRAMES, NO_MIDS, SHAPE, SIZE, latents_of, prompt
+from toy_videos import CONFIG, FIRST_THAT_CHOOSES, FRAMES, NO_MIDS, SHAPE, SIZE, latents_of, prompt
 from wan_reference import TEXT_DIM, TEXT_LENGTH, seeded
 
 from packforcing.config import CacheConfig
 from packforcing.files.state_file import StatePrompt
-from packforcing.generate.long_video import Block
 from packforcing.generate.sampling import Sampling
 from packforcing.generate.start import pixel_start, started_blocks
 from packforcing.generate.state import selected_of, state_of, state_start

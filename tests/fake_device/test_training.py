@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from device_videos import DeviceVAE, toy_wan
 from fake_device import FakeDevice
-from toy_videos import CONFIG, FRAMES, SAMPLING, SIZE, weights
+from toy_videos import CONFIG, SAMPLING, SIZE, weights
 from wan_reference import DIM, FFN_DIM, HEADS, TEXT_DIM, TEXT_LENGTH, seeded
 
 from packforcing.config import Layout
