@@ -364,9 +364,8 @@ class FakeDevice:
             if not values:
                 self._wait(self.current_stream().now(), "indices on the CPU")
                 others = []
-        if (
-            torch.Tag.pointwise in func.tags or func._schema.name == "aten::fill_"
-        ):  # a number, to CUDA; but not what is written into
+        if torch.Tag.pointwise in func.tags or func._schema.name == "aten::fill_":
+            # To CUDA one without dimensions is a number; but not one that is written into.
             written = {id(t) for t in tensors_in(*_chosen(func, args, {}))}
             others = [t for t in others if t.dim() or id(t) in written]
         if others:

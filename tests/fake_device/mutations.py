@@ -29,11 +29,8 @@ class Mutation:
         assert source.count(self.old) == 1, f"{self.old!r} stands {source.count(self.old)} times in {function}"
         text = source[source.index("def ") :].replace(self.old, self.new)
         scope: dict[str, Any] = {}
-        exec(
-            compile(f"from __future__ import annotations\n{text}", inspect.getfile(function), "exec"),
-            function.__globals__,
-            scope,
-        )
+        code = compile(f"from __future__ import annotations\n{text}", inspect.getfile(function), "exec")
+        exec(code, function.__globals__, scope)
         before = function.__code__
         function.__code__ = scope[function.__name__].__code__
         try:

@@ -132,7 +132,7 @@ def test_latents_are_continued_from_by_choosing_again():
     wanted = [*wanted_video.replay(made), *wanted_video.blocks(1)]
     with FakeDevice() as fake:
         video = toy_video("cuda")
-        waits = dict((block.index, waited) for block, waited in with_waits(fake, video.replay(made)))
+        waits = {block.index: waited for block, waited in with_waits(fake, video.replay(made))}
         (last,) = video.blocks(1)
     assert torch.equal(on_host(last.latents), wanted[-1].latents)
     assert waits[5] == Counter({"choice": SHAPE.layers, "finite": 1, "decode": 1})

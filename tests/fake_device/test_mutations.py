@@ -77,7 +77,8 @@ WAITS = [
     (Mutation(LongVideo._decoded_beside, "frames.record_stream(", "str("),
      test_generate.test_frames_may_be_dropped_while_the_device_reads_them),
     (Mutation(LongVideo._check_finite, "if not torch.isfinite(latents).all()", "if False"), case("overlap")),
-    (Mutation(LongVideo._fill, "record.bytes =", "self.cache._key_sums.sum().item()\n    record.bytes ="), case("plain")),
+    (Mutation(LongVideo._fill, "record.bytes =", "self.cache._key_sums.sum().item()\n    record.bytes ="),
+     case("plain")),
 ]  # fmt: skip
 
 
