@@ -15,13 +15,12 @@ from packforcing.cli.main import main
 # As in tests/bench; float32, which a CPU multiplies fast.
 CHEAP = shlex.split(
     "bench --model tiny --size 64x64 --block 1 --sink 1 --recent 1 --top-k 2 --steps 1 --repeats 1 --device cuda "
-    "--dtype float32 --seconds 1 --baseline-blocks 4 --json"
+    "--dtype float32 --seconds 0.6 --baseline-blocks 3 --json"
 )
 # As benchmarks/gpu.py runs it.
 RUNS = {
     "plain": "",
-    "fp8, small card": "--kv-dtype fp8_e4m3 --archive-device host --memory-gb 8.1 --no-baselines --overlap off",
-    "no vae": "--no-vae --no-baselines",
+    "fp8, small card": "--kv-dtype fp8_e4m3 --archive-device host --memory-gb 8.1 --no-baselines --no-vae",
 }
 
 
