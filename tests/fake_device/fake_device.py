@@ -167,6 +167,12 @@ def written_arguments(func: Any) -> tuple[int | str, ...]:
     return tuple(key for i, argument in arguments for key in (i, argument.name))
 
 
+@functools.cache
+def is_view(func: Any) -> bool:
+    """Whether an operation only looks at memory in another way."""
+    return bool(func.is_view)
+
+
 def is_cuda(device: Any) -> bool:
     return device is not None and torch.device(device).type == "cuda"
 
@@ -338,14 +344,15 @@ class FakeDevice:
         name = func._schema.name
         if name == "aten::copy_":
             return self._copy(*args, **kwargs)
-        self._check_devices(func, found, args)
+        if len(on_device) < len(found) or name in INDEXING:
+            self._check_devices(func, found, args)
         result = self._on_device(func, args, kwargs, on_device)
         if name in READS_VALUES:
             self._wait(self.current_stream().now(), name.removeprefix("aten::"))
         return result
 
     def _on_host(self, func: Any, args: Any, kwargs: dict[str, Any], found: list[Tensor]) -> Any:
-        if found and self._host_memory and not func.is_view:
+        if found and self._host_memory and not is_view(func):
             written = {id(t) for t in tensors_in(*_chosen(func, args, kwargs))}
             for tensor in found:
                 memory = self._pinned(tensor)
@@ -375,8 +382,8 @@ class FakeDevice:
             self._wait(self.current_stream().now(), "boolean indices")
 
     def _on_device(self, func: Any, args: Any, kwargs: dict[str, Any], on_device: list[DeviceTensor]) -> Any:
-        written = {id(t) for t in tensors_in(*_chosen(func, args, kwargs))}
-        if not func.is_view:
+        if not is_view(func):
+            written = {id(t) for t in tensors_in(*_chosen(func, args, kwargs))}
             self.launch(
                 [t.memory for t in on_device if id(t) not in written], [t.memory for t in on_device if id(t) in written]
             )
@@ -386,7 +393,8 @@ class FakeDevice:
         def outer(inner: Tensor) -> Tensor:
             if id(inner) in known:
                 return known[id(inner)]
-            inner = inner.resolve_conj().resolve_neg()  # the wrapper would not show that its numbers are conjugated
+            if inner.is_conj() or inner.is_neg():  # the wrapper would not show it
+                inner = inner.resolve_conj().resolve_neg()
             memory = shared.get(inner.untyped_storage()._cdata)
             return self.allocated(inner) if memory is None else DeviceTensor(inner, memory)
 
@@ -431,6 +439,10 @@ def _place() -> str:
 
 class _Operations(TorchDispatchMode):
     """Sees the operations on CPU tensors as well."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the detour is made for each operation
 
     def __init__(self, fake: FakeDevice) -> None:
         super().__init__()

@@ -22,7 +22,6 @@ from packforcing.generate.long_video import LongVideo
 from packforcing.generate.side_stream import SideStream
 from packforcing.model import vae_latents
 from packforcing.model.causal_wan import CausalWan
-from packforcing.training import blocks
 from packforcing.training.base import BaseTrainer
 from packforcing.training.self_rollout import NoiseSource
 
@@ -63,7 +62,6 @@ PLACES = [
     (Mutation(vae_latents._latent_statistics, "to_device(", "(lambda x, device: x)("),
      test_generate.test_a_start_image_is_encoded_on_the_device),
     (Mutation(NoiseSource.next, "to_device(", "(lambda x, device: x)("), step("forcing")),
-    (Mutation(blocks.levels_like, "to_device(levels, like.device, like.dtype)", "levels"), step("compressor")),
     (Mutation(BaseTrainer.__init__, "(stds / stds.mean()).to(self.device)", "stds / stds.mean()"), step("base")),
 ]  # fmt: skip
 
