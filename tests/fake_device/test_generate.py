@@ -3,6 +3,7 @@ waits no more often than docs/performance.md says."""
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from wan_reference import TEXT_DIM, TEXT_LENGTH, seeded
 
 from packforcing.config import CacheConfig
 from packforcing.files.state_file import StatePrompt
+from packforcing.generate.record import CacheRecord
 from packforcing.generate.sampling import Sampling
 from packforcing.generate.start import pixel_start, started_blocks
 from packforcing.generate.state import selected_of, state_of, state_start
@@ -79,10 +81,16 @@ def expected(case: str, index: int) -> Counter[str]:
     return +found
 
 
+@functools.cache
+def on_cpu(case: str) -> tuple[list[Block], CacheRecord]:
+    """A case's blocks and record; made once, since `test_mutations.py` asks for the same ones again."""
+    video = toy_video("cpu", **CASES[case])
+    return list(video.blocks(BLOCKS)), video.record
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_video_on_the_device_is_that_of_the_cpu(case: str):
-    wanted_video = toy_video("cpu", **CASES[case])
-    wanted = list(wanted_video.blocks(BLOCKS))
+    wanted, wanted_record = on_cpu(case)
     waits: dict[int, Counter[str]] = {}
     with FakeDevice() as fake:
         video = toy_video("cuda", **CASES[case])
@@ -92,7 +100,7 @@ def test_a_video_on_the_device_is_that_of_the_cpu(case: str):
             waits[block.index] = waited
         assert all(block.latents.is_cuda for block in found)
         assert video.record.device == "cuda"
-    for a, b, record, other in zip(found, wanted, video.record.blocks, wanted_video.record.blocks, strict=True):
+    for a, b, record, other in zip(found, wanted, video.record.blocks, wanted_record.blocks, strict=True):
         assert torch.equal(on_host(a.latents), b.latents), f"latents of block {a.index}"
         assert (a.frames is None) == (b.frames is None)
         assert a.frames is None or torch.equal(on_host(a.frames), b.frames), f"frames of block {a.index}"
