@@ -17,6 +17,7 @@ from wan_reference import TEXT_DIM, TEXT_LENGTH, seeded
 
 from packforcing.config import CacheConfig
 from packforcing.files.state_file import StatePrompt
+from packforcing.generate.long_video import Block
 from packforcing.generate.record import CacheRecord
 from packforcing.generate.sampling import Sampling
 from packforcing.generate.start import pixel_start, started_blocks
