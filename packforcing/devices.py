@@ -57,13 +57,13 @@ def fast_dtype(device: torch.device | str) -> torch.dtype:
 
 
 def to_device(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Copies a CPU tensor to a device, on the device's current stream; `dtype` converts it first.
+    """Brings a tensor to a device, on the device's current stream; `dtype` converts it first.
 
-    To CUDA the copy goes through pinned memory: from ordinary memory, the host would wait until the device has
-    finished all earlier work.
+    From the CPU to CUDA the copy goes through pinned memory: from ordinary memory, the host would wait until the device
+    has finished all earlier work.
     """
     x = x if dtype is None else x.to(dtype)
-    if device.type != "cuda":
+    if device.type != "cuda" or x.device.type != "cpu":
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..config import Layout, ModelShape
-from ..devices import from_device
+from ..devices import from_device, to_device
 from ..fp8 import FP8, saturated
 from .archive import Archive
 from .archive_file import Folder
@@ -80,7 +80,7 @@ class Cache:
         self._rotary = rotary
         self._exact = ExactTokens()
         self._allocate()
-        self._sampled = sampled_queries(layout.tokens_per_block, self.config.query_fraction).to(self.device)
+        self._sampled = to_device(sampled_queries(layout.tokens_per_block, self.config.query_fraction), self.device)
         self.rotations = BlockRotations(layout, model.head_dim, self.device, self._precision)
         self._content_queries = self.rotations.content_queries[self._sampled]
         self.block = -1

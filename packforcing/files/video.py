@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite
@@ -31,6 +31,7 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 
+from ..devices import from_device
 from ..errors import PackForcingError
 from ..pixels import to_uint8
 from .growing_file import GrowingFile
@@ -109,7 +110,8 @@ class VideoWriter:
         self._frames = 0
         self._closed = False
         self._error: Exception | None = None
-        self._queue: Queue[np.ndarray | None] = Queue(maxsize=QUEUE_CHUNKS)
+        # What reads the frames of a chunk: the thread waits for their copy from the device, and not the caller.
+        self._queue: Queue[Callable[[], torch.Tensor] | None] = Queue(maxsize=QUEUE_CHUNKS)
         # A daemon: a program that forgets to close its writer must still be able to end.
         self._thread = Thread(target=self._run, name=f"write {self.path.name}", daemon=True)
         self._thread.start()
@@ -141,7 +143,7 @@ class VideoWriter:
         for chunk in frames.split(CHUNK_FRAMES, dim=1):
             if chunk.shape[1] == 0:  # an empty tensor splits into one empty chunk
                 continue
-            self._queue.put(to_uint8(chunk).cpu().numpy())
+            self._queue.put(from_device(to_uint8(chunk)))
             self._frames += chunk.shape[1]
             self._raise_error()
 
@@ -175,10 +177,10 @@ class VideoWriter:
 
     def _run(self) -> None:
         """The thread's work: encode chunk by chunk. After an error it only empties the queue: `write` never hangs."""
-        while (chunk := self._queue.get()) is not None:
+        while (read := self._queue.get()) is not None:
             if self._error is None:
                 try:
-                    self._encoder.encode(chunk)
+                    self._encoder.encode(read().numpy())
                     self._file.show()
                 except Exception as error:
                     self._error = error

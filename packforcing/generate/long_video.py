@@ -303,7 +303,7 @@ class LongVideo:
 
     def _taken(self, index: int, given: Tensor, chosen: Selected | None) -> Tensor:
         """Block `index` from its latents, or from those of its first frames: [B, 16, T, h, w]."""
-        latents = given.to(self.wan.device, torch.float32)
+        latents = to_device(given, self.wan.device, torch.float32)
         self.on_step(index, 0)
         if chosen is None:
             self._select_only(index)

@@ -55,18 +55,23 @@ def journalled(
     prompts: Callable[[], Sequence[StatePrompt]],
     journal: StateJournal | None,
 ) -> Iterator[Block]:
-    """The blocks of a video, each of which is in the journal before it is given on.
+    """The blocks of a video, each of which is in the journal before it is given on, with its latents in host memory.
 
-    `prompts` gives the video's prompts; more may have been said while it is made.
+    Without a journal they come as they are. `prompts` gives the video's prompts; more may have been said while it is
+    made.
     """
+    if journal is None:
+        yield from blocks
+        return
     for block in blocks:
-        if journal is not None and block.index == 0:
+        block = replace(block, latents=block.latents.cpu())  # once, for the journal and for whoever keeps them
+        if block.index == 0:
             journal.begin(state_of(video, prompts(), block.latents))
-        elif journal is not None:
+        else:
             selected = _padded(
                 [video.record.blocks[block.index].selected], video.record.model.layers, video.layout.config.top_k
             )
-            journal.add(block.latents.cpu(), selected, prompts())
+            journal.add(block.latents, selected, prompts())
         yield block
 
 

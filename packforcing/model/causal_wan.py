@@ -214,7 +214,7 @@ class CausalWan:
                 f"The prompt was encoded {context.shape[-1]} wide, but the model takes text embeddings {width} wide: "
                 "encode it with the model's own text encoder (UMT5-XXL for Wan 2.1)."
             )
-        hidden = self.modules.text_embedding(self.padded(context).to(self.device, self.dtype))
+        hidden = self.modules.text_embedding(to_device(self.padded(context), self.device, self.dtype))
         layers = []
         for layer, block in enumerate(self.modules.blocks):
             with self.weights.prompt(layer):

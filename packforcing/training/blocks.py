@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ..cache.cache import Cache
+from ..devices import to_device
 from ..model.causal_wan import CausalWan, Text
 
 
@@ -45,4 +46,4 @@ def noise_levels(rng: np.random.Generator, count: int, shift: float) -> np.ndarr
 
 def levels_like(levels: Tensor, like: Tensor) -> Tensor:
     """Noise levels [B] as [B, 1, 1, 1, 1], of the type and on the device of `like` [B, 16, T, h, w]."""
-    return levels.to(like).view(-1, 1, 1, 1, 1)
+    return to_device(levels, like.device, like.dtype).view(-1, 1, 1, 1, 1)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..cache.gradients import GradientCache
 from ..config import CacheConfig, Layout
+from ..devices import to_device
 from .blocks import levels_like
 from .forcing_batch import Batch
 from .networks import Networks
@@ -66,7 +67,7 @@ class DMDLosses:
         conditional = self.velocity("teacher", x, batch.sigma, batch.context)
         if self.guidance == 1:
             return conditional
-        empty = self.empty.to(self.networks.device).expand(len(x), -1, -1)
+        empty = to_device(self.empty, self.networks.device).expand(len(x), -1, -1)
         unconditional = self.velocity("teacher", x, batch.sigma, empty)
         return unconditional + self.guidance * (conditional - unconditional)
 
@@ -83,4 +84,4 @@ def video_noise(batch: Batch, video: Tensor) -> Tensor:
         torch.randn(video.shape[1:], generator=torch.Generator().manual_seed((seed + 1) % 2**63))
         for seed in batch.seeds
     ]
-    return torch.stack(noises).to(video)
+    return to_device(torch.stack(noises), video.device, video.dtype)

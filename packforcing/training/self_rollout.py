@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..cache.gradients import GradientCache
 from ..config import LATENT_CHANNELS, Layout
+from ..devices import to_device
 from ..generate.schedule import denoising_step, even_schedule, predicted_x0
 from ..model.causal_wan import TextKV
 from ..model.compressor import Compressor, HRBranch
@@ -29,7 +30,7 @@ class NoiseSource:
         self._device = device
 
     def next(self) -> Tensor:
-        return torch.stack([torch.randn(self._shape, generator=g) for g in self._generators]).to(self._device)
+        return to_device(torch.stack([torch.randn(self._shape, generator=g) for g in self._generators]), self._device)
 
 
 class SelfRollout:

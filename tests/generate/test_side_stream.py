@@ -128,6 +128,8 @@ def test_on_cuda_a_stretch_lies_between_two_events_and_nobody_waits_until_asked(
 class NotedTensor:
     """Notes what is done to it."""
 
+    device = CPU
+
     def __init__(self, log: tuple[str, ...] = ()) -> None:
         self.log = log
 
