@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..cache.archive_file import ArchiveFile
-from ..cache.head_share import WHOLE, HeadShare
+from ..cache.head_share import HeadShare
 from ..command_options import (
     DTYPES,
     add_cache_options,
@@ -23,16 +23,12 @@ from ..command_options import (
     default_device,
     dtype_of,
 )
-from ..config import CacheConfig, FrameSize, Layout, Length
-from ..demo.models import demo_compressor, demo_transformer, demo_vae
+from ..config import FrameSize, Layout, Length
 from ..devices import usable_device
 from ..errors import PackForcingError
-from ..files.compressor_file import load_compressor
 from ..files.latent_file import save_latents
-from ..files.lora import given_lora, with_loras
 from ..files.state_file import StatePrompt, VideoState, save_state
 from ..files.state_journal import StateJournal
-from ..files.weights import read_state_dict
 from ..files.writing import free_space, target_of, write_whole
 from ..flavours import NO_FLAVOUR, Flavour
 from ..generate.live import most_held
@@ -46,16 +42,14 @@ from ..generate.start import Start, check_start, started_blocks
 from ..generate.state import check_fits, journalled, prompts_after, state_of, story_from
 from ..generate.together import SharedCompressor, as_main_decodes, shared_start
 from ..inspector import numbers_json, picture, report, story_of
-from ..known_models import KNOWN_MODELS, SIZES, TINY
-from ..model.causal_wan import CausalWan
-from ..model.compressor import TRAINING_FREE, CompressorChoice
-from ..model.load import check_speed, load_wan_modules, make_causal_wan
-from ..model.tensor_parallel import shared_wan
-from ..model.vae import WanVAE, denormalise, load_vae
-from ..model.wan_modules import WanModules, build_wan_modules
+from ..known_models import KNOWN_MODELS, TINY
+from ..model.compressor import CompressorChoice
+from ..model.load import check_speed
+from ..model.vae import denormalise
 from ..processes import any_process, check_same, from_main, in_all, is_main, joined, process_count, rank, take_device
 from ..telling import tell
 from .live import add_live_option, check_live, listening
+from .networks import add_model_options, compressor_choice, load_models
 from .options import Commands, add_speed_options
 from .prompts import Prompts, add_prompt_options, prompts_of
 from .recipe import Recipe
@@ -68,7 +62,6 @@ if TYPE_CHECKING:
     from ..files.video import VideoWriter
 
 OUTPUT = "out.mp4"  # the default of --output
-NO_COMPRESSOR_FILE = "training-free"  # the value of --compressor
 
 
 def add_command(commands: Commands) -> argparse.ArgumentParser:
@@ -91,24 +84,6 @@ def add_command(commands: Commands) -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=run)
     return command
-
-
-def add_model_options(command: argparse.ArgumentParser) -> None:
-    """The networks' files."""
-    command.add_argument("--model", default=TINY, help="'tiny' (the demo models), or a causal Wan checkpoint")
-    command.add_argument("--weights", default="auto", choices=("auto", "ema", "raw"), help="of a training checkpoint")
-    command.add_argument(
-        "--lora",
-        action="append",
-        default=[],
-        metavar="FILE[:STRENGTH]",
-        help="a LoRA that belongs to the model, such as LongLive's lora.pt; may be given several times",
-    )
-    command.add_argument("--vae", help="the Wan 2.1 VAE's file; not for --model tiny")
-    command.add_argument(
-        "--compressor",
-        help=f"a dual-branch compressor's file, or {NO_COMPRESSOR_FILE}; default: the model's own, if any",
-    )
 
 
 # --- what the options say --------------------------------------------------------------------------------------
@@ -196,39 +171,7 @@ def archive_folder(options: argparse.Namespace) -> Path:
     return Path(options.archive_folder or target_of(options.output).parent)
 
 
-def compressor_choice(options: argparse.Namespace, config: CacheConfig) -> CompressorChoice:
-    """The compressor of a file; else the demo's own, where it fits the block size; else the training-free one."""
-    if options.compressor is None and options.model == TINY:
-        own = demo_compressor()
-        if own.metadata is not None and own.metadata.block_frames == config.block_frames:
-            return own
-    if options.compressor in (None, NO_COMPRESSOR_FILE):
-        return TRAINING_FREE
-    return CompressorChoice(Path(options.compressor).name, *load_compressor(options.compressor))
-
-
 # --- the models ------------------------------------------------------------------------------------------------
-
-
-def read_models(options: argparse.Namespace, dtype: torch.dtype, decodes: bool) -> tuple[WanModules, WanVAE | None]:
-    """The transformer's module tree, and the VAE where this process decodes, as the options name them."""
-    loras = [given_lora(text) for text in options.lora]
-    if options.model == TINY:
-        modules = build_wan_modules(SIZES[TINY], with_loras(demo_transformer(), loras, dtype))
-        return modules, load_vae(demo_vae(options.device), device=options.device) if decodes else None
-    modules = load_wan_modules(options.model, options.weights, dtype, loras)
-    return modules, load_vae(read_state_dict(options.vae)[0], dtype, options.device) if decodes else None
-
-
-def load_models(
-    options: argparse.Namespace, dtype: torch.dtype, share: HeadShare = WHOLE
-) -> tuple[CausalWan, WanVAE | None]:
-    """The transformer, or this process's share of it, and the VAE, which only the main process has."""
-    modules, vae = in_all(lambda: read_models(options, dtype, decodes=share.rank == 0))
-    if share.count > 1:
-        return shared_wan(modules, options.device, dtype, share), vae
-    speed = options.linear_dtype, options.compile, options.weights_device
-    return make_causal_wan(modules, options.device, dtype, *speed), vae
 
 
 def models_of(options: argparse.Namespace, request: Request) -> VideoModels:

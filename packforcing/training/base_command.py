@@ -7,11 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..checks import check_between
 from ..config import LATENT_CHANNELS, default_temporal_stride
 from ..demo.models import demo_vae
 from ..devices import fast_dtype
@@ -32,6 +34,8 @@ from .histories import BLOCK_FRAMES, HISTORIES, PLACE_HISTORIES, History, bidire
 from .loop import Outcome, train
 from .models import DEMO_CHANNELS
 from .processes import is_main, wait_for_all, whole
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def initial_state_dict(sizes: WanSizes, seed: int) -> dict[str, Tensor]:
@@ -106,6 +110,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ema", type=float, default=BaseOptions.ema, help="of the exported weights; 0 is off")
     parser.add_argument("--init", help="a transformer's file to begin with; default: random weights")
     parser.add_argument(
+        "--start-share",
+        type=float,
+        default=0.0,
+        help="share of the weights of --init in the exported ones, 0 to 1: what a short run forgets, some of it keeps",
+    )
+    parser.add_argument(
         "--compressor-output", help="train an HR branch with the transformer, and export the compressor to this file"
     )
     parser.add_argument("--compressor-init", help="a compressor's file to begin with; default: an HR branch of zeros")
@@ -118,6 +128,7 @@ def run(options: argparse.Namespace) -> Outcome:
     device = common.start(options)
     folder = Path(options.folder)
     config, settings = common.run_config(options), hyperparameters(options)  # before the clips are encoded
+    check_start_share(options)
     data = prepare_clips(options, device)
     trainer = BaseTrainer(
         first_modules(options),
@@ -131,13 +142,39 @@ def run(options: argparse.Namespace) -> Outcome:
     )
     outcome = train(trainer, config)
     provenance = common.provenance(options, outcome)
+    share = options.start_share
     with trainer.learners["base"].averaged():
-        output = export(trainer.modules, options.output or folder / "base.safetensors", provenance)
+        modules = mixed(first_modules(options), trainer.modules, share) if share else trainer.modules
+        output = export(modules, options.output or folder / "base.safetensors", provenance)
         if trainer.hr is not None:
-            export_compressor(trainer.hr, Path(options.compressor_output), trainer.compressor_layout, output.stem)
+            start = first_hr(options) if share and options.compressor_init else None
+            hr = trainer.hr if start is None else mixed(start, trainer.hr, share)
+            export_compressor(hr, Path(options.compressor_output), trainer.compressor_layout, output.stem)
     if is_main():
         print(json.dumps({"output": str(output), "bytes": output.stat().st_size, "minutes": outcome.minutes}))
     return outcome
+
+
+def check_start_share(options: argparse.Namespace) -> None:
+    """Raises PackForcingError for a --start-share that cannot be."""
+    check_between("--start-share", options.start_share, 0, 1)
+    if options.start_share and not options.init:
+        raise PackForcingError(
+            f"--start-share is {options.start_share:g}, a share of the weights of --init, but there is no --init: give "
+            "the transformer to begin with, or leave the share out."
+        )
+
+
+def mixed(start: Module, trained: Module, share: float) -> Module:
+    """`start`, with `share` of its own weights and the rest of those that were trained from it, a line between the two.
+
+    What lies between is often better at the old task than the one and at the new task than the other (Wortsman et al.,
+    2022, "Robust fine-tuning of zero-shot models").
+    """
+    with torch.no_grad():
+        for own, other in zip(start.parameters(), trained.parameters(), strict=True):
+            own.lerp_(other.to(own), 1 - share)
+    return start
 
 
 def prepare_clips(options: argparse.Namespace, device: torch.device) -> TrainingClips:

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from small_options import SMALL_VIDEO
 from torch import Tensor
 
-from packforcing.cli.generate import load_models
 from packforcing.cli.main import main, parser
+from packforcing.cli.networks import load_models
 from packforcing.config import CacheConfig, FrameSize
 from packforcing.demo.models import demo_transformer, demo_vae
 from packforcing.files.compressor_file import load_compressor

@@ -12,6 +12,7 @@ import torch
 from packforcing.cli.main import main
 from packforcing.model.wan_modules import SIZES, build_wan_modules
 from packforcing.training import base, base_command, clips
+from packforcing.training.base_command import mixed
 from packforcing.training.base_samples import refreshed, stacked, switched
 from packforcing.training.histories import HISTORIES
 from packforcing.training.run_config import MicroBatch
@@ -114,9 +115,18 @@ def test_a_batch_of_kept_and_refreshed_samples_trains_and_is_measured() -> None:
     assert plain.clean_prompts is plain.prompts
 
 
+def test_exported_weights_lie_between_the_first_and_the_last() -> None:
+    start, trained = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+    wanted = {name: 0.25 * t + 0.75 * trained.state_dict()[name] for name, t in start.state_dict().items()}
+    found = mixed(start, trained, 0.25).state_dict()
+    torch.testing.assert_close(dict(found), wanted)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (["--start-share", "0.3"], "there is no --init"),
+        (["--start-share", "1.5", "--init", "w"], "from 0 to 1"),
         (["--twin-clips", "9"], "no more twins than clips"),
         (["--twin-clips", "2"], "--twin-clips is 2 and --held-out is 2"),
         (["--twin-clips", "8", "--bidirectional"], "or --bidirectional"),
