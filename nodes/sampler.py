@@ -250,7 +250,6 @@ class LongVideoSamplerNode(io.ComfyNode):
             check_fits(state, models, layout)
         beside = overlap_wanted(overlap, wan.device)
         settings = VideoSettings(layout, sampling, fps, overlap=beside, archive_folder=temporary_folder())
-
         memory = memory_for(wan.device, patchers)
         said = 0 if live_prompt is None else min(blocks, most_held(prompt_switch, blend_blocks))
         planned = planned_run(models, settings, blocks, memory, len(prompts) + said)

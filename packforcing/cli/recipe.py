@@ -36,8 +36,17 @@ NO_FILES = {"model": TINY, "compressor": "training-free"}  # values of the optio
 FILES = ("model", "vae", "compressor", "text_encoder", "tokenizer", "start_image", "start_video", "continue_from")
 FILES_WITH_MORE = ("lora", "text_embedding", "at_embedding")  # FILE:STRENGTH, FILE:NAME
 DEMO, NEAR_TOKENIZER = "demo", "near tokenizer"  # files that no option names
-KEPT = ("output", "report", "picture", "latents", "save_state", "json")  # change no bit of the video
-ELSEWHERE = (*KEPT, "live", "story", "preset", "command", "run")  # those, and what other options say
+KEPT = ("output", "report", "picture", "latents", "save_state", "archive_folder", "json")  # change no bit of the video
+ELSEWHERE = (
+    *KEPT,
+    "live",
+    "story",
+    "prompts",
+    "parallel",
+    "preset",
+    "command",
+    "run",
+)  # those, and what other options say
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,44 @@ def initial_state_dict(sizes: WanSizes, seed: int) -> dict[str, Tensor]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `train base`."""
     common.add_run_arguments(parser, "base", steps=6000, batch=4, rate=BaseOptions.rate, warmup=200)
+    add_clip_arguments(parser)
+    parser.add_argument("--latent-frames", type=int, default=20, help="a clip; 20 are 5 s")
+    parser.add_argument("--size", type=int, default=FRAME, help="pixels, width and height")
+    parser.add_argument("--clip-folder", help="where encoded clips are kept; default: FOLDER/clips")
+    parser.add_argument("--vae", help="the VAE that encodes them, a safetensors file; default: the demo's")
+    parser.add_argument("--held-out", type=int, default=32, help="clips of each kind that only measure")
+    parser.add_argument("--shift", type=float, default=BaseOptions.shift, help="flow shift of the noise levels")
+    parser.add_argument(
+        "--history-noise", type=float, default=BaseOptions.history_noise, help="largest, of the history"
+    )
+    parser.add_argument(
+        "--open-captions",
+        type=float,
+        default=BaseOptions.open_captions,
+        help="share of the captions that leave colours out, 0 to 1",
+    )
+    parser.add_argument(
+        "--first-again", type=int, default=BaseOptions.first_again, help="more noise levels of the first block"
+    )
+    parser.add_argument("--focus", type=float, default=0.0, help="part of the loss's weight on what is small, 0 to 1")
+    parser.add_argument("--ema", type=float, default=BaseOptions.ema, help="of the exported weights; 0 is off")
+    parser.add_argument("--init", help="a transformer's file to begin with; default: random weights")
+    parser.add_argument(
+        "--start-share",
+        type=float,
+        default=0.0,
+        help="share of the weights of --init in the exported ones, 0 to 1: what a short run forgets, some of it keeps",
+    )
+    parser.add_argument(
+        "--compressor-output", help="train an HR branch with the transformer, and export the compressor to this file"
+    )
+    parser.add_argument("--compressor-init", help="a compressor's file to begin with; default: an HR branch of zeros")
+    parser.add_argument("--bidirectional", action="store_true", help="train a teacher for DMD: a clip is one block")
+    parser.set_defaults(run=run)
+
+
+def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which clips, and how often each kind is drawn."""
     parser.add_argument("--clips", type=int, default=2048, help="of the training set")
     parser.add_argument(
         "--away-clips", type=int, default=0, help="more clips, in which things leave the view and come back"
@@ -88,39 +126,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--whole-steps", type=int, default=0, help="first steps that see the whole history, where there are places"
     )
-    parser.add_argument("--latent-frames", type=int, default=20, help="a clip; 20 are 5 s")
-    parser.add_argument("--size", type=int, default=FRAME, help="pixels, width and height")
-    parser.add_argument("--clip-folder", help="where encoded clips are kept; default: FOLDER/clips")
-    parser.add_argument("--vae", help="the VAE that encodes them, a safetensors file; default: the demo's")
-    parser.add_argument("--held-out", type=int, default=32, help="clips of each kind that only measure")
-    parser.add_argument("--shift", type=float, default=BaseOptions.shift, help="flow shift of the noise levels")
-    parser.add_argument(
-        "--history-noise", type=float, default=BaseOptions.history_noise, help="largest, of the history"
-    )
-    parser.add_argument(
-        "--open-captions",
-        type=float,
-        default=BaseOptions.open_captions,
-        help="share of the captions that leave colours out, 0 to 1",
-    )
-    parser.add_argument(
-        "--first-again", type=int, default=BaseOptions.first_again, help="more noise levels of the first block"
-    )
-    parser.add_argument("--focus", type=float, default=0.0, help="part of the loss's weight on what is small, 0 to 1")
-    parser.add_argument("--ema", type=float, default=BaseOptions.ema, help="of the exported weights; 0 is off")
-    parser.add_argument("--init", help="a transformer's file to begin with; default: random weights")
-    parser.add_argument(
-        "--start-share",
-        type=float,
-        default=0.0,
-        help="share of the weights of --init in the exported ones, 0 to 1: what a short run forgets, some of it keeps",
-    )
-    parser.add_argument(
-        "--compressor-output", help="train an HR branch with the transformer, and export the compressor to this file"
-    )
-    parser.add_argument("--compressor-init", help="a compressor's file to begin with; default: an HR branch of zeros")
-    parser.add_argument("--bidirectional", action="store_true", help="train a teacher for DMD: a clip is one block")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> Outcome:

@@ -387,7 +387,7 @@ def test_a_run_whose_memory_ran_out_goes_on_to_the_same_file(
     assert sentence in said.err
     assert sentence in said.out, "the report"
     assert json.loads(report.read_text())["notes"][0].startswith(sentence)
-    assert file.read_bytes() == whole.read_bytes()
+    assert (read_video(file)[0] == read_video(whole)[0]).all()
 
 
 def test_weights_without_room_are_told_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,7 +398,7 @@ def test_weights_without_room_are_told_and_let_go(monkeypatch: pytest.MonkeyPatc
         assert held_bytes() > before, "the transformer's are there by then"
         raise device_error()
 
-    monkeypatch.setattr("packforcing.cli.generate.load_vae", no_room)
+    monkeypatch.setattr("packforcing.cli.networks.load_vae", no_room)
     with pytest.raises(PackForcingError) as told:
         prepared(options, request)
     assert str(told.value) == (

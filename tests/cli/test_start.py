@@ -114,7 +114,8 @@ def test_memory_that_runs_out_is_one_sentence(monkeypatch: pytest.MonkeyPatch, c
 
     monkeypatch.setattr(CausalWan, "denoise", no_memory)
     assert generate("--seconds", "0.5") == 1
-    assert "error: The machine's own memory ran out, and what was finished is kept" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "ran out at block 0, and there is nothing left to do without; what was finished is kept: " in said
 
 
 def test_latents_are_comfyuis_and_can_be_gone_on_from():
@@ -192,7 +193,7 @@ MISTAKES: dict[str, tuple[Callable[[], None], list[str], str]] = {
     "size": (large_latent, ["--continue-from", "a.latent"], "give --width 128 --height 64"),
     "no picture": (text_file, ["--start-image", "a.png"], "The start image a.png cannot be read"),
     "no video": (text_file, ["--start-video", "a.mp4"], "The video a.mp4 cannot be opened"),
-    "long enough": (small_state, ["--continue-from", "a.safetensors", "--seconds", "0.5"], "The state has 2 blocks"),
+    "long enough": (small_state, ["--continue-from", "a.safetensors", "--seconds", "0.25"], "The state has 2 blocks"),
     "config": (
         small_state,
         ["--continue-from", "a.safetensors", "--top-k", "1"],

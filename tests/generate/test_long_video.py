@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice, pairwise
 from types import SimpleNamespace
@@ -33,6 +34,7 @@ from toy_videos import (
 from wan_reference import DIM, HEADS, TEXT_DIM, TEXT_LENGTH, ExplicitWan, Method, assert_close, seeded
 
 from packforcing.cache.cache import Cache
+from packforcing.cache.head_share import WHOLE
 from packforcing.cache.rope import EAGER_ROTARY
 from packforcing.config import Layout
 from packforcing.errors import PackForcingError
@@ -100,6 +102,8 @@ class StubWan:
     """A transformer of known velocity, which notes what it is asked."""
 
     device, dtype, shape, rotary = torch.device("cpu"), torch.float32, SHAPE, EAGER_ROTARY
+    share, attention = WHOLE, None
+    modules = SimpleNamespace(blocks=[], head=SimpleNamespace(modulation=torch.zeros(2)))  # its digest is in the record
 
     def __init__(self, velocity: Any) -> None:
         self.velocity = velocity
@@ -432,6 +436,10 @@ class Untouchable:
 
     denoise = clean_pass = decode = encode = embed_text = __call__
 
+    def parameters(self) -> Iterator[Tensor]:
+        """Its digest is in the record."""
+        return iter(())
+
 
 def test_without_mid_blocks_no_compressor_and_no_vae_is_needed_and_none_is_run(make):
     alone = list(make(NO_MIDS, compressor=None, vae=None).blocks(5))
@@ -463,9 +471,9 @@ def test_a_compressor_that_goes_through_no_pixels_needs_no_vae(make, overlap):
     """Its latents are those of a run that decodes; with a VAE, blocks are decoded only where frames are wanted."""
 
     class OfLatents(Compressor):
-        direct = True
+        direct, needs_vae = True, False
 
-        def forward(self, latents: Tensor, frames: Any, layout: Layout, vae: Any, patch_tokens: Any) -> Tensor:
+        def forward(self, latents: Tensor, frames: Any, layout: Layout, *_: Any) -> Tensor:
             count = layout.compressed_tokens_per_block
             return latents.flatten(2).mean(dim=1)[:, :count, None].expand(-1, -1, DIM)
 
