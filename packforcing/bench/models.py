@@ -5,12 +5,12 @@ Time does not depend on the values of weights as long as they are finite, and th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import COMPRESSED_SPACE_STRIDE, PATCH, TEXT_TOKENS, VAE_TIME_STRIDE, Layout
 from ..devices import fast_dtype
@@ -59,6 +59,10 @@ class NoVAE:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """It has none; a record has the digest of a VAE's."""
+        return iter(())
 
     def decode(self, raw: Tensor, history: dict[str, Tensor]) -> Tensor:
         return raw.new_zeros((raw.shape[0], 3, VAE_TIME_STRIDE * raw.shape[2], 1, 1))
