@@ -13,6 +13,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..packforcing.checks import shown
 from ..packforcing.demo.models import COMPRESSOR_NAME, demo_compressor, demo_transformer, demo_vae
 from ..packforcing.devices import fast_dtype
 from ..packforcing.errors import PackForcingError
@@ -60,8 +61,8 @@ def check_choice(kind: str, name: str, listed: Iterable[str], advice: str) -> No
 
     By an exception, since ComfyUI repeats an error that is returned for each input that the check takes.
     """
-    if name not in listed:
-        raise PackForcingError(f"There is no {kind} '{name}'{advice}.")
+    if not isinstance(name, str) or name not in listed:
+        raise PackForcingError(f"There is no {kind} {shown(name)}{advice}.")
 
 
 def check_file(folder: str, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..packforcing.checks import check_kind
 from ..packforcing.errors import PackForcingError
 from ..packforcing.generate.story import parse_story
 from . import types
@@ -50,6 +51,7 @@ class PromptScheduleNode(io.ComfyNode):
     def validate_inputs(cls, text=None) -> bool | str:
         """Tells a mistake before anything runs, by an exception; text from another node is read when it is there."""
         if text is not None:
+            check_kind("text", text, str)
             parse_story(text)
         return True
 
@@ -92,6 +94,7 @@ class ConditioningAtNode(io.ComfyNode):
     def validate_inputs(cls, start=None) -> bool | str:
         """Tells a mistake before anything runs, by an exception."""
         if start is not None:
+            check_kind("start", start, str)
             start_seconds(start)
         return True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
+from ..packforcing.checks import check_kind
 from ..packforcing.errors import PackForcingError
 from ..packforcing.flavours import FLAVOURS, flavour_named
 from ..packforcing.generate.sampling import sampling_of
@@ -79,6 +80,8 @@ class TimestepsNode(io.ComfyNode):
 
 def schedule_asked(flavour: str, timesteps: str, first: str, shift: float, warp: bool) -> Schedule | None:
     """The schedule that the widgets mean. Raises PackForcingError when they mean none."""
+    for name, value in (("timesteps", timesteps), ("first_block_timesteps", first)):
+        check_kind(name, value, str)
     if flavour != CUSTOM:
         return sampling_of(flavour_named(flavour)).schedule
     own = parse_timesteps(first) if first.strip() else []

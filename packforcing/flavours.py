@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from .checks import shown
 from .errors import PackForcingError
 from .known_models import TINY
 
@@ -179,7 +180,9 @@ def flavour_named(name: str) -> Flavour:
     for flavour in FLAVOURS:
         if flavour.name == name:
             return flavour
-    raise PackForcingError(f"There is no flavour '{name}': choose one of {', '.join(FLAVOUR_NAMES)}, or {NO_FLAVOUR}.")
+    raise PackForcingError(
+        f"There is no flavour {shown(name)}: choose one of {', '.join(FLAVOUR_NAMES)}, or {NO_FLAVOUR}."
+    )
 
 
 def flavour_of(path: str | Path) -> Flavour | None:
