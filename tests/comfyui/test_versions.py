@@ -15,7 +15,7 @@ from comfyui import REPO, Client, Server
 from graphs import Prompt, bare_latents
 from torch import Tensor
 
-from packforcing.demo.models import demo_vae
+from packforcing.demo.models import demo_preview, demo_vae
 
 CPU = torch.device("cpu")
 DTYPE = torch.float32
@@ -150,7 +150,7 @@ def test_previews_that_the_user_turned_off_for_a_prompt_are_not_made(
     queue = SimpleNamespace(currently_running={0: (1, "id", {}, extra_data, [])})
     server = SimpleNamespace(instance=SimpleNamespace(prompt_queue=queue))
     monkeypatch.setattr(adapter, "PromptServer", server)
-    picture = progress.preview(torch.zeros(1, 16, 1, 8, 8), None)
+    picture = progress.preview(torch.zeros(1, 16, 1, 8, 8), None, demo_preview())
     assert (picture is not None) == shown
 
 
@@ -160,7 +160,7 @@ def test_a_program_may_call_the_nodes_without_a_server(
     monkeypatch.setattr(adapter, "PromptServer", SimpleNamespace())
     monkeypatch.setattr(adapter, "get_executing_context", lambda: None)
     adapter.show_on_node("nobody sees this")
-    assert progress.preview(torch.zeros(1, 16, 1, 8, 8), None) is not None
+    assert progress.preview(torch.zeros(1, 16, 1, 8, 8), None, demo_preview()) is not None
 
 
 # --- the demo's CLIP -------------------------------------------------------------------------------------------------

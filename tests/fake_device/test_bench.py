@@ -41,4 +41,4 @@ def test_the_benchmark_runs_on_the_device(run: str, capsys: pytest.CaptureFixtur
     assert found["device"] == "Fake GPU"
     assert set(found["stages"]) >= {"denoise", "selection", "clean_pass"}
     assert (found["overlap"] is None) == (run != "plain")
-    assert len(found["baselines"]) == (2 if run == "plain" else 0)
+    assert len(found["baselines"]) == (3 if run == "plain" else 0)

@@ -18,6 +18,7 @@ from packforcing.cache.fp8_kv import Fp8Buffer
 from packforcing.cache.kv_buffer import KVBuffer
 from packforcing.cache.rope import Rotation
 from packforcing.cache.rotations import BlockRotations
+from packforcing.generate.decoding import BlockDecoder
 from packforcing.generate.long_video import LongVideo
 from packforcing.generate.side_stream import SideStream
 from packforcing.model import vae_latents
@@ -56,9 +57,9 @@ PLACES = [
     (Mutation(KVBuffer.__init__, "self.values = torch.empty(shape, device=device", "self.values = torch.empty(shape"),
      case("plain")),
     (Mutation(Fp8Buffer.write, "saturated(values))", "saturated(values.cpu()))"), case("fp8")),
-    (Mutation(Archive._append_key_sums, "key_sums.new_empty((16", "key_sums.cpu().new_empty((16"), case("plain")),
+    (Mutation(Archive._keep_key_sums, "key_sums.new_empty((16", "key_sums.cpu().new_empty((16"), case("plain")),
     (Mutation(Archive.read, ".to(self.device, non_blocking=True)", ""), case("archive on the host")),
-    (Mutation(Archive.__init__, 'pinned=device.type == "cuda"', "pinned=False"), case("archive on the host")),
+    (Mutation(Archive._pinned.fget, 'self.device.type == "cuda"', "False"), case("archive on the host")),
     (Mutation(vae_latents._latent_statistics, "to_device(", "(lambda x, device: x)("),
      test_generate.test_a_start_image_is_encoded_on_the_device),
     (Mutation(NoiseSource.next, "to_device(", "(lambda x, device: x)("), step("forcing")),
@@ -71,7 +72,7 @@ WAITS = [
     (Mutation(devices.from_device, 'x.to("cpu", non_blocking=True)', 'x.to("cpu")'), case("plain")),
     (Mutation(devices.to_device, "x.pin_memory().to(device, non_blocking=True)", "x.to(device)"), case("plain")),
     (Mutation(SideStream._run, "            self._stream.synchronize()\n", ""), case("overlap")),
-    (Mutation(LongVideo._decoded_beside, "frames.record_stream(", "str("),
+    (Mutation(BlockDecoder._decoded, "frames.record_stream(", "str("),
      test_generate.test_frames_may_be_dropped_while_the_device_reads_them),
     (Mutation(LongVideo._check_finite, "if not torch.isfinite(latents).all()", "if False"), case("overlap")),
     (Mutation(LongVideo._fill, "record.bytes =", "self.cache._key_sums.sum().item()\n    record.bytes ="),

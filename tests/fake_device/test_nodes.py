@@ -13,9 +13,11 @@ import torch
 from device_videos import on_host
 from fake_device import CUDA, FakeDevice
 
+from packforcing.demo.models import demo_preview
+
 SECONDS, BLOCKS = 2.3, 5  # of two latent frames
 # What waits once a run: loading, tuning, the state's digest, the last frames.
-ONCE = ("load_models", "autotune.py:_wait", "model_digest", "as_images")
+ONCE = ("load_models", "autotune.py:_wait", "tensor_digest", "as_images")
 
 
 @pytest.fixture(autouse=True)
@@ -81,9 +83,9 @@ def test_the_sampler_runs_on_the_device_and_gives_what_lies_on_the_host(nodes: S
     }
 
 
-def test_previews_without_a_vae_are_made_on_the_device(nodes: SimpleNamespace):
-    latents = torch.randn(1, 16, 2, 8, 8)
+def test_previews_without_a_vae_are_made_on_the_device():
+    latents, preview = torch.randn(1, 16, 2, 8, 8), demo_preview()
     with FakeDevice():
-        found = nodes.adapter.latents_as_frames(latents.to("cuda"))
+        found = preview.frames(latents.to("cuda"))
         assert found.is_cuda
-    torch.testing.assert_close(on_host(found), nodes.adapter.latents_as_frames(latents))
+    torch.testing.assert_close(on_host(found), preview.frames(latents))
