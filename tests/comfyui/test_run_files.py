@@ -51,7 +51,7 @@ def test_a_full_disk_at_cancel_loses_nothing_that_is_written(
     files, state = run_files.RunFiles(), small_state()
     make_video(files.video)
     files.journal.begin(small_state())
-    monkeypatch.setattr(run_files, "save_file", full)
+    monkeypatch.setattr(run_files, "save_latents", full)
     monkeypatch.setattr(run_files, "save_state", full)
     files.keep(state.latents, lambda latents: latents, lambda latents: state)
     assert probe(files.video).frames == 9

@@ -446,7 +446,7 @@ MISTAKES = {
     "no gap": (["--gaps", ""], "at least one gap, but none is given"),
     "gap of 0": (["--gaps", "16,0"], "A gap must be at least 1 block, but --gaps has 0"),
     "gap of words": (["--gaps", "16,long"], "--gaps takes whole numbers of blocks with commas between, such as 16,60"),
-    "endless gap": (["--gaps", "9999999999"], "10,000,000 seconds"),
+    "endless gap": (["--gaps", "9999999999"], "at most 1,000,000,000 blocks"),
     "videos": (["--videos", "0"], "--videos must be at least 1, but it is 0"),
     "policy": (["--policies", "half"], "There is no cache policy 'half'"),
     "no policy": (["--policies", ","], "at least one policy, but none is given"),
