@@ -60,7 +60,10 @@ def model_digest(wan: CausalWan) -> str:
 def tensor_digest(tensors: Iterable[Tensor]) -> str:
     """A short digest of tensors' values in bfloat16, in their order."""
     rounded = [tensor.detach().to(torch.bfloat16).flatten() for tensor in tensors]
-    values = torch.cat(rounded).cpu() if rounded else torch.zeros(0, dtype=torch.bfloat16)  # one copy from a device
+    if not rounded:
+        return hashlib.sha256().hexdigest()[:16]
+    # One copy from the device, where all but the layers' weights may lie.
+    values = torch.cat([each.to(rounded[-1].device) for each in rounded]).cpu()
     return hashlib.sha256(values.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
 
 
