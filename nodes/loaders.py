@@ -62,7 +62,9 @@ def check_choice(kind: str, name: str, listed: Iterable[str], advice: str) -> No
     By an exception, since ComfyUI repeats an error that is returned for each input that the check takes.
     """
     if not isinstance(name, str) or name not in listed:
-        raise PackForcingError(f"There is no {kind} {shown(name)}{advice}.")
+        plain = isinstance(name, str) and len(name) <= 255 and name.isprintable()
+        told = f"'{name}'" if plain else shown(name)  # as it was written: a backslash is no escape
+        raise PackForcingError(f"There is no {kind} {told}{advice}.")
 
 
 def check_file(folder: str, name: str) -> None:
