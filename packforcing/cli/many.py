@@ -115,6 +115,7 @@ class Task:
 
     number: int  # from 1, in the order of the file
     words: str  # "" where a file of encoded prompts does not tell them
+    key: str = ""  # its name in a file of encoded prompts
     context: Tensor | None = None  # the prompt, encoded [1, L, 4096]; None: still to be encoded
 
     @property
@@ -158,7 +159,7 @@ def tasks_of(options: argparse.Namespace) -> Tasks:
     tasks = encoded_tasks(options) if Path(options.prompts).suffix in SAFETENSORS_SUFFIXES else worded_tasks(options)
     first = argparse.Namespace(**vars(options) | {"prompt": tasks[0].words, "output": f"{folder / 'x.mp4'}"})
     if tasks[0].context is not None:
-        first.prompt, first.text_embedding = None, f"{options.prompts}:{min(read_prompts(options.prompts))}"
+        first.prompt, first.text_embedding = None, f"{options.prompts}:{tasks[0].key}"
     request = requested(first)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +181,9 @@ def worded_tasks(options: argparse.Namespace) -> list[Task]:
 def encoded_tasks(options: argparse.Namespace) -> list[Task]:
     """A task for each prompt of a file of encoded prompts."""
     prompts = read_prompts(options.prompts)
-    return [Task(number, prompt.words, prompt.context[None]) for number, prompt in enumerate(prompts.values(), 1)]
+    return [
+        Task(number, prompt.words, key, prompt.context[None]) for number, (key, prompt) in enumerate(prompts.items(), 1)
+    ]
 
 
 def check_list(options: argparse.Namespace, folder: Path, tasks: list[Task]) -> None:

@@ -37,16 +37,8 @@ FILES = ("model", "vae", "compressor", "text_encoder", "tokenizer", "start_image
 FILES_WITH_MORE = ("lora", "text_embedding", "at_embedding")  # FILE:STRENGTH, FILE:NAME
 DEMO, NEAR_TOKENIZER = "demo", "near tokenizer"  # files that no option names
 KEPT = ("output", "report", "picture", "latents", "save_state", "archive_folder", "json")  # change no bit of the video
-ELSEWHERE = (
-    *KEPT,
-    "live",
-    "story",
-    "prompts",
-    "parallel",
-    "preset",
-    "command",
-    "run",
-)  # those, and what other options say
+SAID = ("live", "story", "prompts", "parallel", "preset", "command", "run")  # what other options say
+ELSEWHERE = (*KEPT, *SAID)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Done(Keyed, Protocol):
 
 
 R = TypeVar("R", bound=Keyed)  # a run
-D = TypeVar("D", bound="Done")  # its result
+D = TypeVar("D", bound=Done)  # its result
 
 
 class AnySettings(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import lru_cache
 from pathlib import Path
 
 from ..errors import PackForcingError
@@ -32,6 +33,13 @@ def _files(path: Path) -> list[Path]:
 
 
 def _digest(path: Path) -> str:
+    """Of a file that did not change since it was asked for last, what was found then: weights take seconds to read."""
+    stat = path.stat()
+    return _digest_as_it_is(path.absolute(), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@lru_cache(maxsize=256)
+def _digest_as_it_is(path: Path, *stat: int) -> str:
     digest, piece = hashlib.sha256(), memoryview(bytearray(PIECE))
     with path.open("rb", buffering=0) as file:
         while read := file.readinto(piece):

@@ -306,12 +306,8 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
             frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
             seconds = float(stream.duration * stream.time_base) if stream.duration else float(frames / rate)
             return VideoInfo(frames, float(rate), stream.width, stream.height, seconds)
-        except (
-            av.error.FFmpegError,
-            TypeError,
-            AttributeError,
-            ZeroDivisionError,
-        ) as error:  # it lacks a codec or rate
+        # The others are of a video without a codec or a rate.
+        except (av.error.FFmpegError, TypeError, AttributeError, ZeroDivisionError) as error:
             raise PackForcingError(f"The video {path} is damaged ({error}): choose another.") from error
 
 

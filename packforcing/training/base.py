@@ -213,11 +213,15 @@ class BaseTrainer:
             if data.places is not None:
                 found.update(self._measured_places(data.places))
             if data.twins is not None:
-                for name, refresh in (("switch", False), ("switch_refresh", True)):
-                    numbers = held_out(data.twins, data.held_out)
-                    samples = [self.samples.measured_switch(number, refresh) for number in numbers]
-                    errors = self._held_out_errors(samples, self.histories[0])[self.options.first_again :]
-                    found[name] = errors[SWITCH_BLOCK].mean().item()
+                found.update(self._measured_switches(data.twins))
+        return found
+
+    def _measured_switches(self, twins: LatentClips) -> dict[str, float]:
+        found = {}
+        for name, refresh in (("switch", False), ("switch_refresh", True)):
+            samples = [self.samples.measured_switch(number, refresh) for number in held_out(twins, self.data.held_out)]
+            errors = self._held_out_errors(samples, self.histories[0])[self.options.first_again :]
+            found[name] = errors[SWITCH_BLOCK].mean().item()
         return found
 
     def _measured_places(self, places: LatentClips) -> dict[str, float]:

@@ -24,6 +24,7 @@ from ..model.compressor import HRBranch, hr_branch
 from ..model.load import load_wan_modules
 from ..model.vae import load_vae
 from ..model.wan_modules import SIZES, WanModules, WanSizes, build_wan_modules, random_state_dict
+from ..processes import is_main, wait_for_all
 from ..world.scenes import FRAME
 from . import options as common
 from .base import BaseTrainer
@@ -33,7 +34,7 @@ from .compressor import export as export_compressor
 from .histories import BLOCK_FRAMES, HISTORIES, PLACE_HISTORIES, History, bidirectional
 from .loop import Outcome, train
 from .models import DEMO_CHANNELS
-from .processes import is_main, wait_for_all, whole
+from .processes import whole
 
 Module = TypeVar("Module", bound=nn.Module)
 

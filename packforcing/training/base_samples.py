@@ -55,7 +55,7 @@ class BaseOptions:
     described: float = 0.5  # share of the places that the caption of their first stretch describes
     composed: float = 0.0  # share of the tours that are put together from blocks of clips, where blocks often stay
     telling_names: float = 0.0  # share of these whose names tell the places' colours
-    pure_noise: float = 0.0  # share of a tour's blocks at noise level 1, where nothing but the name tells the place
+    pure_noise: float = 0.0  # share of the blocks of tours and changes at noise level 1: only the caption tells them
     switch_share: float = 0.25  # share of the samples whose prompt changes on the way, where there are twins
     least_returns: int = 1  # tours with fewer blocks that show a place again are left out
     dual_share: float = 0.7  # share of the micro-batches whose mid blocks have the HR branch, where one is trained
@@ -176,9 +176,7 @@ class Samples:
             number, cut = int(rng.integers(len(twins) - held_out)), int(rng.integers(1, self.data.clips.clips.blocks))
             pair = (self.data.clips[number], twins[number])
             before, after = pair if rng.random() < 0.5 else pair[::-1]
-            sample = self._noised(switched(before, after, cut), seed, rng)
-            pure = torch.from_numpy(rng.random(len(sample.sigma)) < self.options.pure_noise)
-            sample = replace(sample, sigma=sample.sigma.masked_fill(pure, 1.0))
+            sample = self._often_pure(self._noised(switched(before, after, cut), seed, rng), rng)
             return refreshed(sample, cut) if rng.random() < 0.5 else sample
         if places is not None and rng.random() < self.options.place_share:
             if rng.random() < self.options.composed:
@@ -188,9 +186,9 @@ class Samples:
                 )
             else:
                 latents, compressed, words = places[self._tours[rng.integers(len(self._tours))]]
-            sample = self._noised((latents, compressed, self._some_described(words, rng)), seed, rng)
-            pure = torch.from_numpy(rng.random(len(sample.sigma)) < self.options.pure_noise)
-            return replace(sample, sigma=sample.sigma.masked_fill(pure, 1.0))
+            return self._often_pure(
+                self._noised((latents, compressed, self._some_described(words, rng)), seed, rng), rng
+            )
         is_away = away is not None and rng.random() < self.options.away_share
         clips = away if away is not None and is_away else self.data.clips
         latents, compressed, words = clips[int(rng.integers(len(clips) - held_out))]
@@ -198,6 +196,11 @@ class Samples:
         if rng.random() < self.options.open_captions:
             caption = opened(parse(caption), rng, share=1 if is_away else 0.5).caption(int(rng.random() < 0.25))
         return self._noised((latents, compressed, (caption,)), seed, rng)
+
+    def _often_pure(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """The sample with a share of its denoised blocks at noise level 1."""
+        pure = torch.from_numpy(rng.random(len(sample.sigma)) < self.options.pure_noise)
+        return replace(sample, sigma=sample.sigma.masked_fill(pure, 1.0))
 
     def _some_described(self, words: ClipCaptions, rng: np.random.Generator) -> tuple[str, ...]:
         """Captions of a tour in which some places are described the first time."""

@@ -30,13 +30,14 @@ from ..files.compressor_file import CompressorMetadata, save_compressor
 from ..generate.schedule import check_shift
 from ..model.causal_wan import CausalWan
 from ..model.compressor import HRBranch
+from ..processes import is_main, wait_for_all
 from ..world.scenes import evaluation_prompts, sample_scene
 from . import options as common
 from .blocks import levels_like, noise_levels, walk_blocks
 from .learner import Learner
 from .loop import Outcome, train
 from .models import add_model_arguments, default_channels, encoded_prompts, load_training_models
-from .processes import is_main, wait_for_all, whole
+from .processes import whole
 from .rollouts import Rollout, Rollouts, RolloutShape, prepare
 from .run_config import MicroBatch, check_ema
 

@@ -34,6 +34,7 @@ from ..errors import PackForcingError
 from ..files.compressor_file import load_compressor
 from ..files.encoded_prompts import read_prompt
 from ..model.compressor import HRBranch, hr_branch
+from ..processes import is_main
 from ..world.scenes import sample_scene
 from . import base_command, compressor, models
 from . import options as common
@@ -42,7 +43,6 @@ from .forcing_batch import Batch, ForcingOptions, Prompts, draw_batch
 from .learner import Learner
 from .loop import Outcome, train
 from .networks import ForcingModels, Networks, Placement
-from .processes import is_main
 from .run_config import MicroBatch, RunConfig
 from .self_rollout import SelfRollout
 

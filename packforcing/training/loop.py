@@ -31,11 +31,12 @@ from torch import Tensor
 
 from ..checks import check_between, check_count
 from ..errors import PackForcingError
+from ..processes import any_process, is_main, process_count, rank, wait_for_all
 from ..telling import tell
 from .checkpoints import FORMAT, Checkpoints
 from .learner import Learner
 from .log import Log
-from .processes import any_process, is_main, mean_over_processes, process_count, rank, wait_for_all
+from .processes import mean_over_processes
 from .run_config import FREE_OPTIONS, PRECISIONS, MicroBatch, RunConfig
 
 

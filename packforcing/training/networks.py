@@ -17,7 +17,7 @@ from ..model.causal_wan import CausalWan, TextKV
 from ..model.compressor import HRBranch
 from ..model.vae import WanVAE
 from ..model.wan_modules import WanModules
-from .processes import distributed
+from ..processes import distributed
 
 T = TypeVar("T")
 

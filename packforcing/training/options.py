@@ -15,8 +15,8 @@ import torch.distributed as dist
 from ..checks import check_count
 from ..devices import fast_dtype
 from ..errors import PackForcingError
+from ..processes import process_count, rank
 from .loop import Outcome
-from .processes import process_count, rank
 from .run_config import DECAYS, PRECISIONS, RunConfig
 
 

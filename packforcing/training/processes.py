@@ -12,12 +12,7 @@ from typing import Any, cast
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..processes import any_process as any_process
-from ..processes import distributed as distributed
-from ..processes import is_main as is_main
-from ..processes import process_count as process_count
-from ..processes import rank as rank
-from ..processes import wait_for_all as wait_for_all
+from ..processes import distributed, is_main, process_count
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:

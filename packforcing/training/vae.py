@@ -26,13 +26,13 @@ from ..errors import PackForcingError
 from ..files.weights import read_state_dict
 from ..model.vae import LATENT_CHANNELS, SPACE_STRIDE, WanVAE, init_vae, load_vae, normalise
 from ..plots import contact_sheet
+from ..processes import is_main
 from ..world.drawing import render
 from ..world.scenes import FRAME, LONGEST_START, sample_scene
 from . import options as common
 from .latent_scale import absorb_scale, latent_statistics
 from .learner import Learner
 from .loop import Outcome, train
-from .processes import is_main
 from .run_config import MicroBatch, check_ema
 from .vae_start import start_from_averages
 
