@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from fake_device import DeviceTensor, FakeDevice
-from torch import Tensor
+from fake_device import FakeDevice
 from toy_videos import SHAPE, ToyVAE, long_video, prompt, weights
 from wan_reference import DIM, FFN_DIM, HEADS, TEXT_DIM
 
@@ -62,11 +61,6 @@ def toy_video(device: str, **given: Any) -> LongVideo:
         given[name] = given.get(name, networks[name])(device)
     text = given.pop("text", prompt)(wan)
     return long_video(wan, text=text, **given)
-
-
-def on_host(tensor: Tensor | None) -> Tensor | None:
-    """The values of a tensor, without a copy that would count."""
-    return tensor.inner if isinstance(tensor, DeviceTensor) else tensor
 
 
 def with_waits(fake: FakeDevice, blocks: Iterator[Block]) -> Iterator[tuple[Block, Counter[str]]]:

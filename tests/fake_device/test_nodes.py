@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from device_videos import on_host
-from fake_device import CUDA, FakeDevice
+from fake_device import CUDA, FakeDevice, on_host
 
 from packforcing.demo.models import demo_preview
 
