@@ -19,11 +19,6 @@ SECONDS, BLOCKS = 2.3, 5  # of two latent frames
 ONCE = ("load_models", "autotune.py:_wait", "tensor_digest", "as_images")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def nodes(pack: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The pack's nodes; ComfyUI's model management loads whatever it is asked to, whole."""
