@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import ast
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from no_network import ALONE, can_be_alone
 from small_options import SMALL_VIDEO
 
 REPO = Path(__file__).resolve().parent.parent
@@ -37,14 +37,6 @@ def run(code: str, folder: Path, *arguments: str, alone: bool) -> subprocess.Com
     environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
     command = [*(ALONE if alone else ()), sys.executable, "-c", code, *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-
-
-ALONE = ["unshare", "--net", "--map-root-user"]
-
-
-def can_be_alone() -> bool:
-    """Whether this user may have a network namespace; not in every container."""
-    return shutil.which("unshare") is not None and subprocess.run([*ALONE, "true"], capture_output=True).returncode == 0
 
 
 def test_the_quick_start_opens_no_connection(tmp_path: Path):

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
+import gpu
 import pytest
 
 from packforcing.bench import exactness
 
-REPO = Path(__file__).resolve().parents[2]
-COMMAND = REPO / "benchmarks" / "gpu.py"
-
-
-@pytest.fixture(scope="module")
-def gpu() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu", COMMAND)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu"] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
-
 
 def test_every_stage_runs_on_a_cpu_and_every_figure_is_found(
-    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     # The checks have a test of their own, and take the longest.
     monkeypatch.setattr(exactness, "checks", lambda device: iter([exactness.Check("one", 0.0, 0.0)]))
@@ -47,7 +34,7 @@ def test_every_stage_runs_on_a_cpu_and_every_figure_is_found(
 
 
 def test_stages_are_processes_and_one_that_fails_or_hangs_ends_no_other(
-    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     program = tmp_path / "packforcing" / "__main__.py"
     program.parent.mkdir()
@@ -70,7 +57,7 @@ def test_stages_are_processes_and_one_that_fails_or_hangs_ends_no_other(
 
 
 def test_what_no_longer_fits_is_skipped_and_results_are_written_as_they_come(
-    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     now = 0.0
     written: list[list[str]] = []
@@ -97,7 +84,7 @@ def test_what_no_longer_fits_is_skipped_and_results_are_written_as_they_come(
     assert "== long: skipped, takes about 120 s, 110 s are left" in capsys.readouterr().out
 
 
-def test_the_first_stages_fit_into_a_quarter_of_an_hour_and_what_matters_most_is_first(gpu: ModuleType):
+def test_the_first_stages_fit_into_a_quarter_of_an_hour_and_what_matters_most_is_first():
     names = [stage.name for stage in gpu.STAGES]
     assert names[:2] == ["exactness", "bf16"]
     until_ten_minutes = gpu.STAGES[: names.index("ten-minutes") + 1]
@@ -108,14 +95,14 @@ def test_the_first_stages_fit_into_a_quarter_of_an_hour_and_what_matters_most_is
         assert "tiny" not in command
 
 
-def lines(gpu: ModuleType, results: dict) -> Iterator[str]:
+def lines(results: dict) -> Iterator[str]:
     outcomes = {name: gpu.Outcome("done", result=result) for name, result in results.items()}
     outcomes["fp8"] = gpu.Outcome("skipped")
     for figure in gpu.FIGURES:
         yield figure.line(outcomes)
 
 
-def test_figures_are_reached_at_their_limits(gpu: ModuleType):
+def test_figures_are_reached_at_their_limits():
     found = list(
         lines(
             gpu,
@@ -145,7 +132,7 @@ def test_the_command_itself_tries_one_stage_in_a_process(tmp_path: Path):
     options = ["--device", "cpu", "--tiny", "--only", "bf16", "--folder", str(tmp_path)]
     # Weights alone are more than nothing: it fails, in one sentence, and so does the command.
     done = subprocess.run(
-        [sys.executable, str(COMMAND), *options, "--", "--memory-gb", "0.001"],
+        [sys.executable, gpu.__file__, *options, "--", "--memory-gb", "0.001"],
         capture_output=True,
         text=True,
         timeout=300,

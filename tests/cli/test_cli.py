@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from failing_memory import device_error, held_bytes
+from failing_memory import device_error, fail_passes, held_bytes
 from PIL import Image
 from safetensors.torch import save_file
 from small_options import SMALL_VIDEO
@@ -350,23 +350,11 @@ def test_an_unknown_option_is_told_without_a_traceback():
     assert "Traceback" not in done.stderr
 
 
-def out_of_memory_at(monkeypatch: pytest.MonkeyPatch, passes: range) -> None:
-    """Lets the device's memory run out in these of a video's denoising passes, of which there are two a block."""
-    whole, count = CausalWan.denoise, iter(range(10**6))
-
-    def denoise(self: CausalWan, *inputs: object) -> torch.Tensor:
-        if next(count) in passes:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
-        return whole(self, *inputs)
-
-    monkeypatch.setattr(CausalWan, "denoise", denoise)
-
-
 @pytest.mark.parametrize("overlap", ["off", "on"])
 def test_out_of_memory_is_one_sentence_and_finished_blocks_are_kept(
     overlap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out_of_memory_at(monkeypatch, range(6, 100))  # in the fourth block
+    fail_passes(monkeypatch, CausalWan)(range(6, 100))  # in the fourth block: each has two
     file = tmp_path / "out.mp4"
     assert generate("--seconds", "5", "--overlap", overlap, "--output", str(file)) == 1
     told = capsys.readouterr().err.strip().splitlines()[-1]
@@ -380,7 +368,7 @@ def test_a_run_whose_memory_ran_out_goes_on_to_the_same_file(
     whole, file, report = tmp_path / "whole.mp4", tmp_path / "out.mp4", tmp_path / "report.json"
     assert generate("--seconds", "2", "--output", str(whole)) == 0
     capsys.readouterr()
-    out_of_memory_at(monkeypatch, range(6, 7))
+    fail_passes(monkeypatch, CausalWan)(range(6, 7))
     assert generate("--seconds", "2", "--overlap", "on", "--output", str(file), "--report", str(report)) == 0
     said = capsys.readouterr()
     sentence = "The device's memory ran out at block 3: from there on blocks are decoded after their denoising, "

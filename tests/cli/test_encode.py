@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import tiny_umt5
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from packforcing.cli import encode as command
 from packforcing.cli.main import main
 from packforcing.errors import PackForcingError
 from packforcing.files.encoded_prompts import read_prompt
+from packforcing.files.weights import read_state_dict
 from packforcing.text.encoder import TextEncoder, open_text_encoder
 from packforcing.training.models import encoded_prompts
 
@@ -57,9 +57,8 @@ def run(*options: str) -> int:
 
 
 def in_file(path: str = "prompts.safetensors") -> dict[str, str]:
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        return {name: metadata[name] for name in sorted(file.keys())}
+    tensors, metadata = read_state_dict(path)
+    return {name: metadata[name] for name in sorted(tensors)}
 
 
 def test_prompts_become_a_file_with_their_words(folder: Path):

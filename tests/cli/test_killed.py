@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from small_options import SMALL_VIDEO
 
 from packforcing.cli import generate
@@ -20,6 +19,7 @@ from packforcing.cli.main import main
 from packforcing.files.latent_file import load_latents, save_latents
 from packforcing.files.state_journal import read_state
 from packforcing.files.video import probe
+from packforcing.files.weights import read_state_dict
 
 COMMAND = [sys.executable, "-m", "packforcing", "generate", "--model", "tiny", "--prompt", "a red circle", *SMALL_VIDEO]
 KEPT = ["--save-state", "s.safetensors", "--continue-from", "s.safetensors", "--latents", "l.latent"]
@@ -78,8 +78,8 @@ def test_the_same_command_once_more_makes_the_same_video(tmp_path: Path, monkeyp
 
 def content(path: str) -> tuple[dict[str, str], dict[str, bytes]]:
     """What a safetensors file says and holds: its metadata is written in any order."""
-    with safe_open(path, "pt") as file:
-        return file.metadata(), {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
+    tensors, metadata = read_state_dict(path)
+    return metadata, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

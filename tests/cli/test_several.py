@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from small_options import SMALL_VIDEO
 from torch import Tensor
+from torchrun import run_two
 
 from packforcing import processes
 from packforcing.cli import many
@@ -20,10 +18,6 @@ from packforcing.errors import PackForcingError
 from packforcing.files.encoded_prompts import EncodedPrompt, write_prompts
 from packforcing.files.state_file import load_state
 from packforcing.files.video import probe
-
-REPO = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{REPO}", "OMP_NUM_THREADS": "1"}
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 TINY = ["--model", "tiny", *SMALL_VIDEO, "--device", "cpu"]
 SIX_BLOCKS = ["--seconds", "1.5"]  # the last one chooses among its mid blocks
@@ -47,11 +41,6 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def under_torchrun(*command: str) -> subprocess.CompletedProcess[str]:
-    """A command in two processes."""
-    return subprocess.run([*TWO, *command], env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
-
-
 def errors(told: str) -> list[str]:
     """The sentences of errors that a command told."""
     return [line for line in told.splitlines() if line.startswith("error:")]
@@ -73,7 +62,7 @@ def test_two_processes_make_one_video(by_one: Path, tmp_path: Path) -> None:
     """The demo models with a story: what one process makes, to rounding. The main process alone writes and speaks."""
     files = {name: tmp_path / f"two.{name}" for name in ("mp4", "safetensors", "json")}
     written = ["--output", f"{files['mp4']}", "--save-state", f"{files['safetensors']}", "--report", f"{files['json']}"]
-    run = under_torchrun("-m", "packforcing", "generate", *TINY, *SIX_BLOCKS, *STORY, *written, "--json")
+    run = run_two("-m", "packforcing", "generate", *TINY, *SIX_BLOCKS, *STORY, *written, "--json")
     assert run.returncode == 0, run.stderr[-3000:]
     assert json.loads(run.stdout)["frames"] == probe(files["mp4"]).frames == 21
     assert run.stderr.count("block 6 of 6") == 1
@@ -89,7 +78,7 @@ def test_one_that_fails_ends_all_with_one_sentence(by_one: Path, tmp_path: Path)
     script, film, state = (tmp_path / name for name in ("failing.py", "out.mp4", "state.safetensors"))
     script.write_text(FAILING)
     command = ["generate", *TINY, *SIX_BLOCKS, *STORY, "--output", f"{film}", "--save-state", f"{state}"]
-    run = under_torchrun(f"{script}", *command)
+    run = run_two(f"{script}", *command)
     assert run.returncode != 0
     assert errors(run.stderr) == ["error: Block 2 came out wrong here."], run.stderr[-3000:]
     assert probe(film).frames == 9  # three blocks: the main process was through with the third one
@@ -200,7 +189,7 @@ def test_one_that_fails_leaves_the_others(
 
 
 def test_two_processes_share_out_the_prompts(prompts: Path) -> None:
-    run = under_torchrun("-m", "packforcing", *many_of(prompts, "--json"))
+    run = run_two("-m", "packforcing", *many_of(prompts, "--json"))
     assert run.returncode == 0, run.stderr[-3000:]
     summary = json.loads(run.stdout)
     assert (summary["videos"], summary["made"], summary["failed"]) == (3, 3, {})

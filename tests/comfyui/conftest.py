@@ -1,8 +1,10 @@
-"""A real ComfyUI server with this pack in it, and its frontend in a real browser."""
+"""A real ComfyUI server with this pack in it, its frontend in a real browser, and modules of the pack."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 from comfyui import Client, Server
@@ -52,6 +54,18 @@ def tab(browser: Browser, server: Server) -> Iterator[Page]:
     open_frontend(opened, server.url)
     yield opened
     context.close()
+
+
+@pytest.fixture(scope="session")
+def adapter(pack: ModuleType) -> ModuleType:
+    """The pack's module over ComfyUI's own, in this process."""
+    return importlib.import_module(f"{pack.__name__}.nodes.adapter")
+
+
+@pytest.fixture(scope="session")
+def progress(pack: ModuleType) -> ModuleType:
+    """The pack's module of what is told while the sampler runs, in this process."""
+    return importlib.import_module(f"{pack.__name__}.nodes.progress")
 
 
 @pytest.fixture

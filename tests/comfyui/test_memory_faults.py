@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from failing_memory import device_error, held_bytes
+from failing_memory import fail_passes, held_bytes
 
 SIZES = {"block_frames": 1, "sink_frames": 1, "recent_frames": 1, "top_k": 2}
 STEPS = 2
@@ -46,19 +46,7 @@ def folders(comfy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def fails(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[[range], None]:
     """Lets the device's memory run out in these of the denoising passes to come."""
     wan = importlib.import_module(f"{pack.__name__}.packforcing.model.causal_wan").CausalWan
-    whole = wan.denoise
-
-    def at(passes: range) -> None:
-        count = iter(range(10**6))
-
-        def denoise(self: Any, *inputs: Any) -> torch.Tensor:
-            if next(count) in passes:
-                raise device_error()
-            return whole(self, *inputs)
-
-        monkeypatch.setattr(wan, "denoise", denoise)
-
-    return at
+    return fail_passes(monkeypatch, wan)
 
 
 def test_a_run_whose_memory_ran_out_goes_on_or_is_kept_and_the_next_prompt_runs(

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from no_network import ALONE, can_be_alone
 
 REPO = Path(__file__).resolve().parents[2]
-ALONE = ["unshare", "--net", "--map-root-user"]
 
 # A new namespace has a loopback device that is down: SIOCSIFFLAGS with IFF_UP and IFF_RUNNING.
 DEMO = """
@@ -25,14 +25,6 @@ import demo
 demo.OUT, demo.LOG = Path("out").resolve(), Path("log.txt").resolve()
 sys.exit(demo.main(["--seconds", "2"]))
 """
-
-
-def can_be_alone() -> bool:
-    """Whether this user may have a network namespace; not in every container, and only on Linux."""
-    try:
-        return subprocess.run([*ALONE, "true"], capture_output=True).returncode == 0
-    except OSError:
-        return False
 
 
 @pytest.mark.skipif(not can_be_alone(), reason="no network namespace for this user")

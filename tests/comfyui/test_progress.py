@@ -14,11 +14,6 @@ from PIL import Image
 from packforcing.demo.models import demo_preview
 
 
-@pytest.fixture(scope="module")
-def progress(pack: ModuleType) -> ModuleType:
-    return importlib.import_module(f"{pack.__name__}.nodes.progress")
-
-
 def grey_frames(count: int, height: int, width: int) -> torch.Tensor:
     """Frames [1, 3, count, height, width] from black to white."""
     return torch.linspace(-1, 1, count).view(1, 1, count, 1, 1).expand(1, 3, count, height, width)

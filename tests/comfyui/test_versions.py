@@ -27,16 +27,6 @@ def weights() -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def adapter(pack: ModuleType) -> ModuleType:
-    return importlib.import_module(f"{pack.__name__}.nodes.adapter")
-
-
-@pytest.fixture(scope="module")
-def progress(pack: ModuleType) -> ModuleType:
-    return importlib.import_module(f"{pack.__name__}.nodes.progress")
-
-
-@pytest.fixture(scope="module")
 def version(pack: ModuleType) -> ModuleType:
     return importlib.import_module(f"{pack.__name__}.nodes.version")
 

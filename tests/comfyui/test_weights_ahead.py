@@ -12,17 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from copy_streams import ELSEWHERE, Recorder, slots_on_cpu
 from torch import Tensor, nn
 
-from packforcing.model import read_ahead
-from packforcing.model.read_ahead import AtHand, ReadAhead, StreamedWeights
+from packforcing.model.read_ahead import AtHand, ReadAhead
 
-CUDA, ELSEWHERE = torch.device("cuda"), torch.device("meta")
-
-
-@pytest.fixture(scope="module")
-def adapter(pack: ModuleType) -> ModuleType:
-    return importlib.import_module(f"{pack.__name__}.nodes.adapter")
+CUDA = torch.device("cuda")
 
 
 @pytest.fixture(scope="module")
@@ -30,26 +25,11 @@ def sampler(pack: ModuleType) -> ModuleType:
     return importlib.import_module(f"{pack.__name__}.nodes.sampler")
 
 
-class AtOnce:
-    """Stands for a copy stream: copies at once."""
-
-    def copy(self, pairs: list[tuple[Tensor, Tensor]], after: None) -> None:
-        for target, source in pairs:
-            target.copy_(source)
-
-    def wait(self, event: None) -> None:
-        pass
-
-    def mark(self) -> bool:
-        return True
-
-
 def test_comfyuis_own_operations_take_what_was_read_ahead_patches_included(
     adapter: ModuleType, monkeypatch: pytest.MonkeyPatch
 ):
     """A partly loaded model: weights stay on the host, operations cast them, LoRAs are functions on the weight."""
-    empty_like = torch.empty_like
-    monkeypatch.setattr(read_ahead.torch, "empty_like", lambda x, **given: empty_like(x, **given | {"device": "cpu"}))
+    slots_on_cpu(monkeypatch)
     operations = importlib.import_module("comfy.ops").manual_cast
     layers = [operations.Linear(8, 8, dtype=torch.bfloat16) for _ in range(3)]
     for layer in layers:
@@ -68,7 +48,7 @@ def test_comfyuis_own_operations_take_what_was_read_ahead_patches_included(
         return hidden
 
     plain = through(AtHand())
-    ahead = ReadAhead([[layer] for layer in layers], ELSEWHERE, AtOnce())
+    ahead = ReadAhead([[layer] for layer in layers], ELSEWHERE, Recorder())
     assert torch.equal(through(ahead), plain)
     assert torch.equal(through(ahead), plain)
     assert all(layer.weight is weight for layer, weight in zip(layers, own, strict=True))
@@ -89,9 +69,9 @@ WAN = SimpleNamespace(modules=SimpleNamespace(blocks=nn.ModuleList(Block() for _
 
 def test_each_way_of_keeping_weights_has_its_reader(adapter: ModuleType, monkeypatch: pytest.MonkeyPatch):
     assert isinstance(adapter.weights_ahead(model(torch.device("cpu")), WAN), adapter.AtHand)
-    assert type(adapter.weights_ahead(model(CUDA), WAN)).__name__ == StreamedWeights.__name__
+    assert isinstance(adapter.weights_ahead(model(CUDA), WAN), adapter.StreamedWeights)
     partly = model(CUDA, is_dynamic=lambda: False)
-    assert type(adapter.weights_ahead(partly, WAN)).__name__ == StreamedWeights.__name__
+    assert isinstance(adapter.weights_ahead(partly, WAN), adapter.StreamedWeights)
     dynamic = model(CUDA, is_dynamic=lambda: True)
     monkeypatch.setitem(sys.modules, "comfy.model_prefetch", None)
     assert isinstance(adapter.weights_ahead(dynamic, WAN), adapter.AtHand)

@@ -7,16 +7,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from fake_device import DeviceTensor, FakeDevice
-from torch import Tensor
-from toy_videos import SHAPE, ToyVAE, long_video, prompt, weights
-from wan_reference import DIM, FFN_DIM, HEADS, TEXT_DIM
+from fake_device import FakeDevice
+from toy_videos import SIZES, ToyVAE, long_video, prompt, weights
+from wan_reference import DIM
 
 from packforcing.generate.long_video import Block, LongVideo
 from packforcing.model.causal_wan import CausalWan
 from packforcing.model.compressor import Compressor, HRBranch
 from packforcing.model.load import make_causal_wan
-from packforcing.model.wan_modules import WanSizes, build_wan_modules
+from packforcing.model.wan_modules import build_wan_modules
 
 # What waits, as a test names it -> where that is.
 PLACES = {
@@ -40,8 +39,7 @@ class DeviceVAE(ToyVAE):
 
 
 def toy_wan(device: str, dtype: torch.dtype = torch.float32) -> CausalWan:
-    sizes = WanSizes(dim=DIM, ffn_dim=FFN_DIM, layers=SHAPE.layers, heads=HEADS, text_dim=TEXT_DIM)
-    wan = make_causal_wan(build_wan_modules(sizes, weights()), device, dtype)
+    wan = make_causal_wan(build_wan_modules(SIZES, weights()), device, dtype)
     wan.text_len = 0  # as the demo's prompts: not padded
     return wan
 
@@ -62,11 +60,6 @@ def toy_video(device: str, **given: Any) -> LongVideo:
         given[name] = given.get(name, networks[name])(device)
     text = given.pop("text", prompt)(wan)
     return long_video(wan, text=text, **given)
-
-
-def on_host(tensor: Tensor | None) -> Tensor | None:
-    """The values of a tensor, without a copy that would count."""
-    return tensor.inner if isinstance(tensor, DeviceTensor) else tensor
 
 
 def with_waits(fake: FakeDevice, blocks: Iterator[Block]) -> Iterator[tuple[Block, Counter[str]]]:

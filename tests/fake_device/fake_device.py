@@ -193,18 +193,19 @@ class FakeDevice:
         waits: where the host waited, in order.
         copies: how often what was copied, by direction.
         errors: what was refused.
+        streams: all there are, the default one first.
     """
 
     def __init__(self, gigabytes: float = 80.0) -> None:
         self.bytes = int(gigabytes * 1e9)
         self.host: Known = {}
         self.main = Stream(self, "default")
+        self.streams = [self.main]
         self.here = _Threads()
         self.waits: list[Wait] = []
         self.copies: Counter[str] = Counter()
         self.errors: list[str] = []
         self._host_memory: dict[int, tuple[StorageWeakRef, Memory]] = {}  # pinned
-        self._streams = 0
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> FakeDevice:
@@ -263,8 +264,8 @@ class FakeDevice:
         return self.here.stream or self.main
 
     def new_stream(self, device: Any = None, priority: int = 0) -> Stream:
-        self._streams += 1
-        return Stream(self, f"side {self._streams}")
+        self.streams.append(Stream(self, f"side {len(self.streams)}"))
+        return self.streams[-1]
 
     def launch(self, reads: list[Memory], writes: list[Memory]) -> Stream:
         """Queues work in the current stream."""
@@ -289,6 +290,10 @@ class FakeDevice:
         return DeviceTensor(inner, memory)
 
     # ------------------------------------------------------------------ copies
+
+    def sent(self, source: Tensor, to_device: bool, non_blocking: bool) -> Tensor:
+        """A copy on the other device than the one that the source lies on."""
+        return (self.to_device if to_device else self.to_host)(source, non_blocking)
 
     def to_device(self, source: Tensor, non_blocking: bool) -> DeviceTensor:
         """A copy of a CPU tensor."""
@@ -398,7 +403,7 @@ class FakeDevice:
             memory = shared.get(inner.untyped_storage()._cdata)
             return self.allocated(inner) if memory is None else DeviceTensor(inner, memory)
 
-        return mapped(func(*mapped(args, _inner), **{k: mapped(v, _inner) for k, v in kwargs.items()}), outer)
+        return mapped(func(*mapped(args, on_host), **{k: mapped(v, on_host) for k, v in kwargs.items()}), outer)
 
     def _copy(self, target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
         """`target.copy_(source)`, of which one at least is on the device."""
@@ -409,11 +414,12 @@ class FakeDevice:
             self._copied_to_host(source, self._pinned(target), non_blocking)
         elif not self.here.number:
             self._copied_to_device(source, target.memory, non_blocking)
-        _inner(target).copy_(_inner(source))
+        on_host(target).copy_(on_host(source))
         return target
 
 
-def _inner(tensor: Tensor) -> Tensor:
+def on_host(tensor: Any) -> Any:
+    """The values of a tensor, without a copy that would count; anything else as it is."""
     return tensor.inner if isinstance(tensor, DeviceTensor) else tensor
 
 
@@ -455,30 +461,17 @@ class _Operations(TorchDispatchMode):
 # ---------------------------------------------------------------------- functions, above autograd
 
 
-class _ToDevice(torch.autograd.Function):
-    """A copy to the device, through which gradients flow back."""
+class _Crossing(torch.autograd.Function):
+    """A copy from one device to the other, through which gradients flow back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, fake: FakeDevice, non_blocking: bool) -> Tensor:
-        ctx.fake = fake
-        return fake.to_device(x, non_blocking)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return ctx.fake.to_host(grad, False), None, None
-
-
-class _ToHost(torch.autograd.Function):
-    """A copy to the host, through which gradients flow back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: DeviceTensor, fake: FakeDevice, non_blocking: bool) -> Tensor:
-        ctx.fake = fake
-        return fake.to_host(x, non_blocking)
+    def forward(ctx: Any, x: Tensor, fake: FakeDevice, to_device: bool, non_blocking: bool) -> Tensor:
+        ctx.fake, ctx.to_device = fake, to_device
+        return fake.sent(x, to_device, non_blocking)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return ctx.fake.to_device(grad, False), None, None
+        return ctx.fake.sent(grad, not ctx.to_device, False), None, None, None
 
 
 class _Functions(TorchFunctionMode):
@@ -528,7 +521,7 @@ class _Functions(TorchFunctionMode):
             return func(*args, **kwargs, device=device)
         wanted = is_cuda(device)
         self._check_generator(kwargs.get("generator"), wanted)
-        plain = mapped(args, _inner) if device is not None else args
+        plain = mapped(args, on_host) if device is not None else args
         made = func(*plain, **kwargs, **({} if device is None else {"device": CPU}))
         if pinned:
             self._fake.pin(made)
@@ -569,16 +562,15 @@ class _Functions(TorchFunctionMode):
             self._fake.refuse("a tensor without data is copied")
         if here:  # types are converted where the tensor lies, as PyTorch does
             x = self._call(torch.Tensor.to, (x, dtype), options)
-            return self._crossing(_ToHost, x, non_blocking)
+            return self._crossing(x, False, non_blocking)
         if non_blocking and dtype != x.dtype and self._fake._pinned(x) is not None:
             non_blocking = False  # what is sent is a converted copy in ordinary memory
-        return self._crossing(_ToDevice, torch.Tensor.to(x, dtype, **options), non_blocking)
+        return self._crossing(torch.Tensor.to(x, dtype, **options), True, non_blocking)
 
-    def _crossing(self, way: Any, x: Tensor, non_blocking: bool) -> Tensor:
+    def _crossing(self, x: Tensor, to_device: bool, non_blocking: bool) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
-            return way.apply(x, self._fake, non_blocking)
-        x = x.detach()
-        return (self._fake.to_device if way is _ToDevice else self._fake.to_host)(x, non_blocking)
+            return _Crossing.apply(x, self._fake, to_device, non_blocking)
+        return self._fake.sent(x.detach(), to_device, non_blocking)
 
     def _cuda(self, x: Tensor, device: Any = None, non_blocking: bool = False) -> Tensor:
         return self._moved(x, CUDA, x.dtype, non_blocking, False, None)
@@ -603,9 +595,7 @@ class _Functions(TorchFunctionMode):
         return self._seen(x).numpy(**kwargs)
 
     def _data_ptr(self, x: Tensor) -> int:
-        if isinstance(x, DeviceTensor):
-            return x.inner.data_ptr()
-        return x.data_ptr()
+        return on_host(x).data_ptr()
 
     # -- memory
 
@@ -676,8 +666,7 @@ def _cuda_functions(fake: FakeDevice) -> dict[str, Any]:
     """Stand-ins for functions and classes of `torch.cuda`."""
 
     def synchronize(device: Any = None) -> None:
-        streams = {fake.main, fake.current_stream(), *fake.host}
-        fake.wait_for(functools.reduce(lambda a, b: {**a, **b}, ({s: s.queued} for s in streams)), "synchronize()")
+        fake.wait_for({stream: stream.queued for stream in fake.streams}, "synchronize()")
 
     properties = SimpleNamespace(name="Fake GPU", total_memory=fake.bytes, major=9, minor=0, multi_processor_count=132)
     nothing: Callable[..., None] = lambda *args, **kwargs: None  # noqa: E731

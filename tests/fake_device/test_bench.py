@@ -26,7 +26,6 @@ RUNS = {
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
     monkeypatch.setitem(rates.SQUARE, "cuda", 64)
     monkeypatch.setitem(rates.COPIED_BYTES, "cuda", 2**16)
     for module in (models, rates):

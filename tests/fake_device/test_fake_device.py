@@ -116,6 +116,17 @@ def test_a_copy_must_be_waited_for():
         fake.errors.clear()
 
 
+def test_synchronize_waits_for_every_stream():
+    """A copy in a side stream that nobody has heard of yet is over as well."""
+    with FakeDevice() as fake:
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            copy = there(3).to("cpu", non_blocking=True)
+        torch.cuda.synchronize()
+        assert copy.tolist() == [1.0] * 3
+    assert len(fake.waits) == 1
+
+
 def test_memory_that_is_still_read_must_not_change():
     with FakeDevice() as fake:
         source = pinned()
@@ -141,6 +152,7 @@ def test_streams_must_wait_for_each_other(waits: str):
                     x + 1
             else:
                 x + 1
+        assert bool(fake.errors) == (waits == "nobody")
         fake.errors.clear()
 
 

@@ -10,19 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from device_videos import on_host
-from fake_device import CUDA, FakeDevice
+from fake_device import CUDA, FakeDevice, on_host
 
 from packforcing.demo.models import demo_preview
 
 SECONDS, BLOCKS = 2.3, 5  # of two latent frames
 # What waits once a run: loading, tuning, the state's digest, the last frames.
 ONCE = ("load_models", "autotune.py:_wait", "tensor_digest", "as_images")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from small_state import SELECTED, small_state
 from torch import Tensor
@@ -22,6 +21,7 @@ from packforcing.files.state_file import (
     load_state,
     save_state,
 )
+from packforcing.files.weights import read_state_dict
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def path(tmp_path: Path) -> Path:
 
 def rewrite(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], object]) -> None:
     """Changes a state's tensors and header in place."""
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-        header = json.loads(file.metadata()[STATE_KEY])
+    mapped, metadata = read_state_dict(path)
+    tensors = {name: tensor.clone() for name, tensor in mapped.items()}
+    header = json.loads(metadata[STATE_KEY])
     change(tensors, header)
     save_file(tensors, path, metadata={STATE_KEY: json.dumps(header)})
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from shared_videos import CASES, EXACT, SIZES, made, wan
-from toy_videos import SAMPLING, SIZE
+from shared_videos import CASES, EXACT, made, wan
+from torchrun import REPO, run_two
+from toy_videos import SAMPLING, SIZE, SIZES
 from wan_reference import TEXT_LENGTH
 
 from packforcing.bench.exchange import Exchange, Link, block_exchange, block_seconds
@@ -23,10 +20,6 @@ from packforcing.generate.memory_budget import MemoryDemand
 from packforcing.known_models import KNOWN_MODELS, MODELS, ModelShape
 from packforcing.model.tensor_parallel import check_shares
 
-REPO = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{REPO}", "OMP_NUM_THREADS": "1"}
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-
 # In float64, sums in another order differ by some 1e-15. The compressor's pooling rounds frames to float32, and fp8
 # keeps three bits: what falls on the other side of such a rounding moves by a whole step of it.
 TOLERANCE = {"direct": 1e-12, "packforcing": 1e-6, "story": 1e-6, "fp8": 1e-6}
@@ -36,8 +29,7 @@ TOLERANCE = {"direct": 1e-12, "packforcing": 1e-6, "story": 1e-6, "fp8": 1e-6}
 def by_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes has of all CASES."""
     folder = tmp_path_factory.mktemp("two")
-    driver = REPO / "tests/references/shared_videos.py"
-    run = subprocess.run([*TWO, f"{driver}", f"{folder}"], env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    run = run_two(f"{REPO / 'tests/references/shared_videos.py'}", f"{folder}")
     assert run.returncode == 0, run.stderr[-3000:]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 
 from packforcing.cli.main import main
 from packforcing.demo.models import WEIGHTS, demo_preview, demo_vae
+from packforcing.files.weights import read_state_dict
 from packforcing.model.latent_preview import LatentPreview, fitted, from_tensors, levels_off, mean_colours
 from packforcing.model.vae import encode_clip, load_vae
 from packforcing.training import preview as preview_command
@@ -69,9 +69,8 @@ def test_the_command_writes_such_a_file(
     file = tmp_path / "preview.safetensors"
     assert main(["train", "preview", "--clips", "1", "--steps", "2", "--output", str(file)]) == 0
     assert "levels off on held-out clips" in capsys.readouterr().out
-    with safe_open(file, "pt") as mine, safe_open(WEIGHTS / "demo_preview.safetensors", "pt") as shipped:
-        shapes = [{name: opened.get_tensor(name).shape for name in opened.keys()} for opened in (mine, shipped)]  # noqa: SIM118
-        assert shapes[0] == shapes[1]
-        assert shipped.metadata()["command"].startswith("python -m packforcing train preview")
+    (mine, _), (shipped, metadata) = (read_state_dict(each) for each in (file, WEIGHTS / "demo_preview.safetensors"))
+    assert {name: tensor.shape for name, tensor in mine.items()} == {name: t.shape for name, t in shipped.items()}
+    assert metadata["command"].startswith("python -m packforcing train preview")
     assert main(["train", "preview", "--output", "/no/such/folder/x.safetensors"]) == 1
     assert "the folder /no/such/folder does not exist" in capsys.readouterr().err

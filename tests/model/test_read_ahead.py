@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
+from copy_streams import ELSEWHERE, Recorder, slots_on_cpu
 from torch import Tensor, nn
 
 from packforcing.bench.baselines import block_input, make_block
@@ -15,7 +15,6 @@ from packforcing.config import CacheConfig, FrameSize, Layout
 from packforcing.errors import PackForcingError
 from packforcing.generate.sampling import Sampling
 from packforcing.known_models import KNOWN_MODELS
-from packforcing.model import read_ahead
 from packforcing.model.causal_wan import CausalWan
 from packforcing.model.load import check_speed, make_causal_wan
 from packforcing.model.read_ahead import PROMPT_PARTS, ReadAhead, StreamedWeights
@@ -25,40 +24,12 @@ from packforcing.model.weight_count import weight_count
 SMALL = WanSizes(dim=64, ffn_dim=96, layers=3, heads=2, text_dim=32, freq_dim=16)
 LAYOUT = Layout(CacheConfig(block_frames=2, sink_frames=2, recent_frames=2, top_k=2), FrameSize(128, 64), 2)
 SAMPLING = Sampling(seed=3, steps=2)
-ELSEWHERE = torch.device("meta")  # as the layers' device it makes everything on the CPU lie somewhere else
-
-
-class Recorder:
-    """Stands for a copy stream. Copies at once, and notes what was asked for and in which order."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.names: dict[int, str] = {}  # of a weight's storage
-        self.events = 0
-
-    def copy(self, pairs: list[tuple[Tensor, Tensor]], after: str) -> str:
-        for target, source in pairs:
-            target.copy_(source)
-        self.asked.append(f"copy {self.names.get(pairs[0][1].data_ptr(), '?')} after {after}")
-        return f"copy {self.names.get(pairs[0][1].data_ptr(), '?')}"
-
-    def wait(self, event: str) -> None:
-        self.asked.append(f"wait for {event}")
-
-    def mark(self) -> str:
-        self.events += 1
-        return f"mark {self.events}"
 
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slots lie on the CPU, whatever the device is called."""
-    empty_like = torch.empty_like
-
-    def on_the_cpu(like: Tensor, **options: Any) -> Tensor:
-        return empty_like(like, **options | {"device": "cpu"})
-
-    monkeypatch.setattr(read_ahead.torch, "empty_like", on_the_cpu)
+    slots_on_cpu(monkeypatch)
 
 
 def modules() -> WanModules:

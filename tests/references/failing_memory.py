@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import gc
+import itertools
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def device_error() -> Exception:
-    """What PyTorch raises when a GPU's memory is used up."""
-    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    """What PyTorch raises when a GPU's memory is used up, in several lines."""
+    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
 
 
 def host_error() -> Exception:
@@ -52,8 +55,26 @@ def allocates(func: Any) -> bool:
     return new and not schema.is_mutable
 
 
+def fail_passes(monkeypatch: pytest.MonkeyPatch, wan: type) -> Callable[[range], None]:
+    """Gives what lets the device's memory run out in some of a transformer's denoising passes to come, by number."""
+    whole = wan.denoise
+
+    def at(passes: range) -> None:
+        count = itertools.count()
+
+        def denoise(self: Any, *inputs: Any) -> Tensor:
+            if next(count) in passes:
+                raise device_error()
+            return whole(self, *inputs)
+
+        monkeypatch.setattr(wan, "denoise", denoise)
+
+    return at
+
+
 def held_bytes() -> int:
-    """Bytes of all tensors there are."""
+    """Bytes of all tensors there are, each storage once."""
     gc.collect()
     tensors = [each for each in gc.get_objects() if issubclass(type(each), Tensor)]  # asks no object for its class
-    return sum({each.data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
+    storages = [each.untyped_storage() for each in tensors]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())

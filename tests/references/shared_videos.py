@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy_videos import CELLS, CONFIG, SAMPLING, SHAPE, SIZE, ToyVAE, weights
-from wan_reference import DIM, FFN_DIM, HEADS, TEXT_DIM, TEXT_LENGTH, seeded
+from toy_videos import CELLS, CONFIG, SAMPLING, SIZE, SIZES, ToyVAE, weights
+from wan_reference import DIM, TEXT_DIM, TEXT_LENGTH, seeded
 
 from packforcing.cache.head_share import HeadShare
 from packforcing.config import CacheConfig, Layout
@@ -30,10 +30,9 @@ from packforcing.generate.together import SharedCompressor, shared_start
 from packforcing.model.causal_wan import CausalWan
 from packforcing.model.compressor import Compressor, HRBranch, LatentCompressor
 from packforcing.model.tensor_parallel import cut, shared_wan
-from packforcing.model.wan_modules import WanSizes, build_wan_modules
+from packforcing.model.wan_modules import build_wan_modules
 from packforcing.processes import any_process, check_same, from_main, in_all, is_main, joined, process_count, rank
 
-SIZES = WanSizes(dim=DIM, ffn_dim=FFN_DIM, layers=SHAPE.layers, heads=HEADS, text_dim=TEXT_DIM)
 BLOCKS = 8  # the last three choose among their mid blocks
 EXACT = torch.float64
 

@@ -27,6 +27,7 @@ NO_MIDS = replace(CONFIG, top_k=0)
 FIRST_WITH_MID, FIRST_THAT_CHOOSES = 3, 5
 SAMPLING = Sampling(seed=11, steps=2)
 SHAPE = ModelShape(layers=2, dim=DIM, heads=HEADS)
+SIZES = WanSizes(dim=DIM, ffn_dim=FFN_DIM, layers=SHAPE.layers, heads=HEADS, text_dim=TEXT_DIM)
 
 
 class ToyVAE(nn.Module):
@@ -57,15 +58,13 @@ class ToyVAE(nn.Module):
 
 
 def weights() -> dict[str, Tensor]:
-    sizes = WanSizes(dim=DIM, ffn_dim=FFN_DIM, layers=SHAPE.layers, heads=HEADS, text_dim=TEXT_DIM)
     with torch.device("meta"):
-        like = WanModules(sizes).state_dict()
+        like = WanModules(SIZES).state_dict()
     return random_weights(like, seed=9)
 
 
 def causal_wan(state: dict[str, Tensor]) -> CausalWan:
-    sizes = WanSizes(dim=DIM, ffn_dim=FFN_DIM, layers=SHAPE.layers, heads=HEADS, text_dim=TEXT_DIM)
-    return CausalWan(build_wan_modules(sizes, state), text_len=0)  # as the demo's prompts: not padded
+    return CausalWan(build_wan_modules(SIZES, state), text_len=0)  # as the demo's prompts: not padded
 
 
 def prompt(wan: CausalWan, seed: int = 2, length: int = TEXT_LENGTH) -> TextKV:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from toy_clips import ToyClips, one_caption
 
 from packforcing.cli.main import main
 from packforcing.demo.models import demo_vae
@@ -32,26 +33,14 @@ WORDS = clips.ClipCaptions(
 )
 
 
-class Clips:
-    """Forty clips with the same captions, in place of `LatentClips`."""
-
-    def __init__(self, words: clips.ClipCaptions, places: bool) -> None:
-        self.words = words
-        self.clips = clips.ClipSet(40, size=64, places=places)
-        self.captions = 40 * [words]
-        self.latents = torch.randn(40, 16, 20, 8, 8, generator=torch.Generator().manual_seed(int(places)))
-
-    def __len__(self) -> int:
-        return 40
-
-    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor, clips.ClipCaptions]:
-        blocks = self.latents[number].unflatten(1, (5, 4)).transpose(0, 1)
-        return self.latents[number], blocks[:, :, ::2, ::4, ::4], self.words
+def clips_of(words: clips.ClipCaptions, places: bool) -> ToyClips:
+    """Forty clips with the same captions."""
+    return ToyClips(clips.ClipSet(40, size=64, places=places), words, seed=int(places))
 
 
 def trainer(hr: HRBranch | None = None, **options: object) -> base.BaseTrainer:
-    plain = clips.ClipCaptions(*(2 * [5 * ("a red circle swings on a blue background",)]))
-    data = base.TrainingClips(Clips(plain, places=False), held_out=3, places=Clips(WORDS, places=True))
+    plain = one_caption("a red circle swings on a blue background", blocks=5)
+    data = base.TrainingClips(clips_of(plain, places=False), held_out=3, places=clips_of(WORDS, places=True))
     sizes = SIZES["tiny"]
     modules = build_wan_modules(sizes, base_command.initial_state_dict(sizes, seed=0))
     modules.head.head.weight.data.normal_(std=0.1)  # or it would predict zero under any history
@@ -138,9 +127,9 @@ def test_a_composed_tour_shows_blocks_of_clips_in_their_order() -> None:
 
 
 def test_too_few_clips_to_put_tours_together_are_told() -> None:
-    plain = Clips(WORDS, places=False)
+    plain = clips_of(WORDS, places=False)
     modules = build_wan_modules(SIZES["tiny"], base_command.initial_state_dict(SIZES["tiny"], seed=0))
-    data = base.TrainingClips(plain, held_out=38, places=Clips(WORDS, places=True))
+    data = base.TrainingClips(plain, held_out=38, places=clips_of(WORDS, places=True))
     with pytest.raises(PackForcingError, match="there are 2 clips"):
         base.BaseTrainer(modules, data, base.BaseOptions(composed=0.5))
     with pytest.raises(PackForcingError, match="there are 1 telling names"):
@@ -277,7 +266,7 @@ def test_what_a_return_gains_from_its_history_is_measured() -> None:
 
 def test_a_run_without_places_is_told_as_before() -> None:
     """So that a folder of an earlier version goes on."""
-    plain = Clips(WORDS, places=False)
+    plain = clips_of(WORDS, places=False)
     sizes = SIZES["tiny"]
     modules = build_wan_modules(sizes, base_command.initial_state_dict(sizes, seed=0))
     told = base.BaseTrainer(modules, base.TrainingClips(plain), base.BaseOptions(), HISTORIES).describe()

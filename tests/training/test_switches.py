@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from toy_clips import ToyClips, one_caption
 
 from packforcing.cli.main import main
 from packforcing.model.wan_modules import SIZES, build_wan_modules
@@ -23,25 +24,13 @@ ASKED = "a red circle swings on a blue background"
 THEN = "a red circle swings on a white background"
 
 
-class Clips:
-    """Twenty clips under one caption, in place of `LatentClips`."""
-
-    def __init__(self, caption: str, seed: int) -> None:
-        words = 5 * (caption,)
-        self.captions = 20 * [clips.ClipCaptions(words, words)]
-        self.clips = clips.ClipSet(20, size=64, twins=caption == THEN)
-        self.latents = torch.randn(20, 16, 20, 8, 8, generator=torch.Generator().manual_seed(seed))
-
-    def __len__(self) -> int:
-        return 20
-
-    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor, clips.ClipCaptions]:
-        blocks = self.latents[number].unflatten(1, (5, 4)).transpose(0, 1)
-        return self.latents[number], blocks[:, :, ::2, ::4, ::4], self.captions[number]
+def clips_of(caption: str, seed: int) -> ToyClips:
+    """Twenty clips under one caption."""
+    return ToyClips(clips.ClipSet(20, size=64, twins=caption == THEN), one_caption(caption, blocks=5), seed)
 
 
 def trainer(**options: object) -> base.BaseTrainer:
-    data = base.TrainingClips(Clips(ASKED, 1), held_out=4, twins=Clips(THEN, 2))
+    data = base.TrainingClips(clips_of(ASKED, 1), held_out=4, twins=clips_of(THEN, 2))
     modules = build_wan_modules(SIZES["tiny"], base_command.initial_state_dict(SIZES["tiny"], seed=0))
     modules.head.head.weight.data.normal_(std=0.1)  # or it would predict zero under any caption
     return base.BaseTrainer(modules, data, base.BaseOptions(**options))
@@ -63,7 +52,7 @@ def test_a_set_of_twins_shows_the_same_moments() -> None:
 
 
 def test_a_switched_clip_goes_from_one_to_the_other_at_a_block() -> None:
-    first, second = Clips(ASKED, 1)[3], Clips(THEN, 2)[3]
+    first, second = clips_of(ASKED, 1)[3], clips_of(THEN, 2)[3]
     latents, small, captions = switched(first, second, cut=2)
     assert torch.equal(latents[:, :8], first[0][:, :8])
     assert torch.equal(latents[:, 8:], second[0][:, 8:])

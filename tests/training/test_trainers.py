@@ -9,7 +9,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -20,6 +19,7 @@ from typing import IO
 import pytest
 import torch
 from safetensors.torch import save_file
+from torchrun import ENVIRONMENT, launcher
 
 from packforcing.cli.main import main
 from packforcing.demo.models import demo_vae
@@ -36,7 +36,6 @@ from packforcing.training.histories import History
 from packforcing.training.log import read_log
 from packforcing.training.optimizers import JointOptimizer, muon_and_adamw
 
-REPO = Path(__file__).resolve().parents[2]
 STEPS = 4
 RUN = ["--threads", "1", "--precision", "float32", "--save-every", "1", "--log-every", "1", "--steps", str(STEPS)]
 RATES = ["--rate", "1e-3", "--warmup", "0"]
@@ -70,15 +69,9 @@ def command(part: str, folder: Path) -> list[str]:
 
 def start(arguments: list[str], processes: int = 1, errors: IO[bytes] | int = DEVNULL) -> subprocess.Popen[bytes]:
     """A `train` command in a process group of its own, under torchrun where there are several."""
-    launcher = ["-m", "packforcing"]
-    if processes > 1:
-        # --standalone takes a free port and keeps it; a port chosen here could be another program's a moment later.
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        launcher += ["-m", "packforcing"]
-    environment = {**os.environ, "PYTHONPATH": f"{REPO}", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, *launcher, "train", *arguments],
-        env=environment,
+        [*launcher(processes), "-m", "packforcing", "train", *arguments],
+        env=ENVIRONMENT,
         stdout=DEVNULL,
         stderr=errors,
         start_new_session=True,
