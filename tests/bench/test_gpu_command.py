@@ -105,7 +105,6 @@ def lines(results: dict) -> Iterator[str]:
 def test_figures_are_reached_at_their_limits():
     found = list(
         lines(
-            gpu,
             {
                 "bf16": {"fps_end_to_end": 30.0, "fps_denoise_and_compression": 40.0, "cached_kv_bytes": 3.99e9},
                 "compiled": {"fps_end_to_end": 29.9, "fps_denoise_and_compression": 40.0},
