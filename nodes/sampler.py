@@ -255,7 +255,8 @@ class LongVideoSamplerNode(io.ComfyNode):
         planned = planned_run(models, settings, blocks, memory, len(prompts) + said)
         with out_of_memory_told(planned):
             adapter.load_models(patchers, planned.needed_bytes + room_to_read_ahead(model, planned, memory))
-            tune_models(models, layout, attention=False)  # which is ComfyUI's choice, or the user's
+            # The attention kernel is ComfyUI's choice, or the user's.
+            tune_models(models, layout, attention=False, room_to_copy=planned.has_room_to_copy)
             story = story_from(prompts, wan.embed_text, prompt_switch, blend_blocks)
             again = refresh_passes(story, cache_config, 0, blocks) + (sampling.more_in_first if start is None else 0)
             given = 0 if start is None else start.blocks(cache_config.block_frames)

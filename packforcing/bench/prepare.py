@@ -9,7 +9,7 @@ import torch
 from ..devices import fast_dtype, memory_of
 from ..generate.long_video import LongVideo, VideoModels, VideoSettings
 from ..generate.memory_budget import DecoderMemory, MemoryDemand
-from ..generate.prepare import DeviceMemory, fitted, tune_models
+from ..generate.prepare import DeviceMemory, fitted, has_room_to_copy, tune_models
 from ..known_models import KNOWN_MODELS
 from ..model.attention import Attention
 from ..model.causal_wan import TextKV
@@ -38,14 +38,21 @@ def memory_demand(settings: Settings) -> MemoryDemand:
 
 def plan_decoding(settings: Settings) -> VideoSettings:
     """How the run decodes in the memory that it may take. Raises PackForcingError when it does not fit at all."""
+    wanted = VideoSettings(
+        settings.layout, settings.sampling, fps=FPS, decode=settings.model.vae, overlap=settings.overlap
+    )
+    return fitted(wanted, memory_demand(settings), device_memory(settings))
+
+
+def device_memory(settings: Settings) -> DeviceMemory:
+    """What the run may take of its device beside the weights."""
     model, available = settings.model, limited_memory(settings)
     if available is not None:
         weights = weight_count(KNOWN_MODELS[model.name])
         vae_itemsize = fast_dtype(settings.device).itemsize
         taken = weights.bytes(model.dtype.itemsize, vae_itemsize, model.fp8, model.weights_device == "host")
         available = max(0, available - taken)
-    wanted = VideoSettings(settings.layout, settings.sampling, fps=FPS, decode=model.vae, overlap=settings.overlap)
-    return fitted(wanted, memory_demand(settings), DeviceMemory(str(settings.device), available))
+    return DeviceMemory(str(settings.device), available)
 
 
 def limited_memory(settings: Settings) -> int | None:
@@ -62,6 +69,7 @@ def limited_memory(settings: Settings) -> int | None:
 def prepare(settings: Settings, decoding: VideoSettings, attention: Attention) -> Prepared:
     """Makes the models and brings them into the forms that are fastest here."""
     model, layout = settings.model, settings.layout
+    room = has_room_to_copy(decoding, memory_demand(settings), device_memory(settings))  # before there are weights
     speed = model.linear_dtype, model.compiled, model.weights_device
     wan = random_wan(model.name, model.device, model.dtype, *speed)
     wan.attention = attention
@@ -69,7 +77,7 @@ def prepare(settings: Settings, decoding: VideoSettings, attention: Attention) -
     models = video_models(model.name, wan, layout.temporal_stride, model.vae)
     channels_last = None
     if model.vae:
-        channels_last = tune_models(models, layout, attention=False, compiled=model.compiled)
+        channels_last = tune_models(models, layout, attention=False, compiled=model.compiled, room_to_copy=room)
     return Prepared(settings, models, text, decoding, channels_last)
 
 

@@ -200,7 +200,7 @@ def prepared(options: argparse.Namespace, request: Request, models: VideoModels 
     memory = own_memory(device, models.wan.weights.bytes, free_space(folder))
     planned = in_all(lambda: planned_run(models, settings, request.length.blocks, memory, prompts))
     planned = as_main_decodes(planned)
-    tune_models(models, layout, compiled=options.compile)
+    tune_models(models, layout, compiled=options.compile, room_to_copy=planned.has_room_to_copy)
     story = story_from(told, models.wan.embed_text, request.prompts.switch, request.prompts.blend_blocks)
     if process_count() == 1:
         return Prepared(begun_video(planned, story, say=tell_fault), told, request.start)

@@ -95,16 +95,23 @@ def tried_attention(model: ModelShape, layout: Layout, device: torch.device, dty
     return TunedAttention(fastest(ways, device), *lengths)
 
 
-def tune_vae_layout(vae: WanVAE, size: FrameSize) -> bool:
+def tune_vae_layout(vae: WanVAE, size: FrameSize, room_to_copy: bool = True) -> bool:
     """Brings a VAE into the memory format in which its device decodes faster. Returns whether that is channels last.
 
-    On a CPU the plain format is faster: channels last took 1.01 to 1.23 times as long there (docs/performance.md).
+    On a GPU that is channels last, unless the plain format is clearly faster in a trial. In the plain format cuDNN
+    copies what a convolution reads and writes: without `room_to_copy` it is not tried. On a CPU the plain format is
+    faster: channels last took 1.01 to 1.23 times as long there (docs/performance.md).
     """
-    return vae.device.type == "cuda" and try_vae_layouts(vae, size)
+    if vae.device.type != "cuda":
+        return False
+    if not room_to_copy:
+        vae.to_layout(channels_last=True)
+        return True
+    return try_vae_layouts(vae, size)
 
 
 def try_vae_layouts(vae: WanVAE, size: FrameSize) -> bool:
-    """`tune_vae_layout` on a GPU: decodes frames of a size in both formats, which takes a second."""
+    """The faster format on a GPU: decodes frames of a size in both, which takes a second."""
 
     def decode(channels_last: bool) -> None:
         vae.to_layout(channels_last)
@@ -113,6 +120,6 @@ def try_vae_layouts(vae: WanVAE, size: FrameSize) -> bool:
             decoder.decode(latents)
 
     latents = torch.randn(1, LATENT_CHANNELS, 1, size.latent_height, size.latent_width, device=vae.device)
-    last = fastest({"plain": partial(decode, False), "last": partial(decode, True)}, vae.device) == "last"
+    last = fastest({"last": partial(decode, True), "plain": partial(decode, False)}, vae.device) == "last"
     vae.to_layout(last)
     return last

@@ -29,6 +29,7 @@ class DecoderMemory:
 
     dim: int  # the VAE's width
     itemsize: int  # bytes of a value
+    copies: bool = False  # whether convolutions copy what they read and write: cuDNN, where channels do not lie last
 
     def remembered(self, size: FrameSize) -> int:
         """Bytes that it holds between blocks."""
@@ -36,7 +37,8 @@ class DecoderMemory:
 
     def peak(self, size: FrameSize, frames: int) -> int:
         """Most bytes that it holds while `frames` latent frames go through; what it remembers is included."""
-        return int((28.7 + 16.1 * frames) * self._frame(size))
+        count = max(30.6 + 24.1 * frames, 24.8 + 26.1 * frames) if self.copies else 28.7 + 16.1 * frames
+        return int(count * self._frame(size))
 
     def _frame(self, size: FrameSize) -> int:
         return size.width * size.height * self.dim * self.itemsize

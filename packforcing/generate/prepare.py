@@ -39,12 +39,17 @@ class PlannedRun:
     models: VideoModels
     settings: VideoSettings  # with the way of decoding that fits
     demand: MemoryDemand
+    memory: DeviceMemory
 
     @property
     def needed_bytes(self) -> int:
         """Bytes of the device that the run takes beside the weights."""
-        frames = self.settings.decode_frames or self.settings.layout.config.block_frames
-        return self.demand.bytes(frames, self.settings.overlap)
+        return run_bytes(self.settings, self.demand)
+
+    @property
+    def has_room_to_copy(self) -> bool:
+        """`has_room_to_copy` of this run."""
+        return has_room_to_copy(self.settings, self.demand, self.memory)
 
     def video(self, text: TextKV | Story, on_step: Callable[[int, int], None] = no_callback) -> LongVideo:
         """The video, of which no block is made yet. Raises what `LongVideo` raises."""
@@ -70,20 +75,36 @@ def fitted(settings: VideoSettings, demand: MemoryDemand, memory: DeviceMemory) 
     return replace(settings, decode_frames=plan.frames, overlap=plan.overlap)
 
 
+def run_bytes(settings: VideoSettings, demand: MemoryDemand) -> int:
+    """Bytes of the device that a run takes beside the weights, decoding as its settings say."""
+    return demand.bytes(settings.decode_frames or settings.layout.config.block_frames, settings.overlap)
+
+
+def has_room_to_copy(settings: VideoSettings, demand: MemoryDemand, memory: DeviceMemory) -> bool:
+    """Whether the run would also fit with a VAE whose convolutions copy what they read and write."""
+    if demand.vae is None or memory.available is None:
+        return True
+    copying = replace(demand, vae=replace(demand.vae, copies=True))
+    return run_bytes(settings, copying) + memory.movable <= memory.available
+
+
 def planned_run(
     models: VideoModels, settings: VideoSettings, blocks: int, memory: DeviceMemory, prompts: int = 1
 ) -> PlannedRun:
     """A run of that many blocks, under a story of so many prompts. Raises what `fitted` raises."""
     demand = memory_demand(models, settings.layout, blocks, prompts)
-    return PlannedRun(models, fitted(settings, demand, memory), demand)
+    return PlannedRun(models, fitted(settings, demand, memory), demand, memory)
 
 
-def tune_models(models: VideoModels, layout: Layout, attention: bool = True, compiled: bool = False) -> bool | None:
+def tune_models(
+    models: VideoModels, layout: Layout, attention: bool = True, compiled: bool = False, room_to_copy: bool = True
+) -> bool | None:
     """Sets the models to what is fastest on their device. The video stays the same to rounding.
 
     Args:
         attention: whether to choose the attention kernel as well; not where the user has chosen one.
         compiled: whether to compile the VAE's norms.
+        room_to_copy: whether the VAE's convolutions may copy what they read and write.
 
     Returns whether the VAE's convolutions are in the channels-last format; None without a VAE.
     """
@@ -92,7 +113,7 @@ def tune_models(models: VideoModels, layout: Layout, attention: bool = True, com
         wan.attention = tuned_attention(wan.share.of(wan.shape), layout, wan.device, wan.dtype)
     if vae is None:
         return None
-    channels_last = tune_vae_layout(vae, layout.size)
+    channels_last = tune_vae_layout(vae, layout.size, room_to_copy)
     if compiled:
         vae.compile_norms()
     return channels_last

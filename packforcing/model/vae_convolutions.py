@@ -17,7 +17,7 @@ def takes_onednn(x: Tensor) -> bool:
     return plain and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
-class _OneDNN(nn.Module):
+class FastOnCPU(nn.Module):
     """A convolution by oneDNN where `takes_onednn`; its padding is numbers."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -26,9 +26,9 @@ class _OneDNN(nn.Module):
         return torch.mkldnn_convolution(x, weight, bias, self.padding, self.stride, self.dilation, self.groups)  # type: ignore[arg-type]
 
 
-class Conv2d(_OneDNN, nn.Conv2d):
+class Conv2d(FastOnCPU, nn.Conv2d):
     """`torch.nn.Conv2d`, fast in float32 on a CPU."""
 
 
-class Conv3d(_OneDNN, nn.Conv3d):
+class Conv3d(FastOnCPU, nn.Conv3d):
     """`torch.nn.Conv3d`, fast in float32 on a CPU."""

@@ -66,9 +66,10 @@ class CausalConv3d(Temporal, Conv3d):
         return super().forward(x)
 
     def zeros_before(self, x: Tensor) -> Tensor:
-        """The zeros that stand before the video's first frame, [B, C, remembered, H, W]."""
+        """The zeros that stand before the video's first frame, [B, C, remembered, H, W], in x's memory format."""
         batch, channels, _, height, width = x.shape
-        return x.new_zeros(batch, channels, self.remembered, height, width)
+        shape = batch, channels, self.remembered, height, width
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x)).zero_()
 
 
 class ResidualBlock(Temporal):
@@ -101,12 +102,11 @@ class AttentionBlock(nn.Module):
         self.proj = Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, _, _, height, _ = x.shape
-        frames = self.norm(rearrange(x, "b c t h w -> (b t) c h w"))
+        frames = self.norm(frames_of(x))
         q, k, v = rearrange(self.to_qkv(frames), "f (qkv c) h w -> qkv f 1 (h w) c", qkv=3)
         attended = F.scaled_dot_product_attention(q, k, v)
-        attended = self.proj(rearrange(attended, "f 1 (h w) c -> f c h w", h=height))
-        return x + rearrange(attended, "(b t) c h w -> b c t h w", b=batch)
+        attended = self.proj(rearrange(attended, "f 1 (h w) c -> f c h w", h=x.shape[3]))
+        return x + clip_of(attended, batch=x.shape[0])
 
 
 class Upsample(Temporal):
@@ -166,13 +166,41 @@ class Downsample(Temporal):
 
 def interleave(x: Tensor) -> Tensor:
     """[B, 2C, T, H, W] -> [B, C, 2T, H, W]: the channels' first half are even frames, the second odd ones."""
+    if memory_format(x) is torch.channels_last_3d:  # the copy lies in the same order
+        return rearrange(x, "b (two c) t h w -> b (t two) h w c", two=2).movedim(-1, 1)
     return rearrange(x, "b (two c) t h w -> b c (t two) h w", two=2)
 
 
 def each_frame(layer: nn.Module, x: Tensor) -> Tensor:
     """A 2D layer over every frame of [B, C, T, H, W] on its own."""
-    frames = layer(rearrange(x, "b c t h w -> (b t) c h w"))
-    return rearrange(frames, "(b t) c h w -> b c t h w", b=x.shape[0])
+    return clip_of(layer(frames_of(x)), batch=x.shape[0])
+
+
+# --- the order of the axes in memory ---------------------------------------------------------------------------------
+#
+# All layers keep to the memory format of their input, plain or channels last. One tensor in another would decide for
+# all after it: `torch.cat` of both gives the plain one, and a GPU's convolutions then copy what they read and write.
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """That of [B, C, T, H, W]: channels last, or else plain."""
+    last = x.is_contiguous(memory_format=torch.channels_last_3d)
+    return torch.channels_last_3d if last else torch.contiguous_format
+
+
+def frames_of(x: Tensor) -> Tensor:
+    """[B, C, T, H, W] -> [B T, C, H, W]."""
+    if memory_format(x) is torch.channels_last_3d:
+        # In the order in which they lie, so that axes of length 1 get the strides by which PyTorch knows the format.
+        return x.movedim(1, -1).flatten(0, 1).movedim(-1, 1)
+    return rearrange(x, "b c t h w -> (b t) c h w")
+
+
+def clip_of(frames: Tensor, batch: int) -> Tensor:
+    """[B T, C, H, W] -> [B, C, T, H, W]."""
+    if frames.is_contiguous(memory_format=torch.channels_last):
+        return frames.movedim(1, -1).unflatten(0, (batch, -1)).movedim(-1, 1)
+    return rearrange(frames, "(b t) c h w -> b c t h w", b=batch)
 
 
 # --- the model -------------------------------------------------------------------------------------------------------

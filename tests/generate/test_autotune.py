@@ -18,7 +18,7 @@ from packforcing.generate.autotune import (
     tuned_attention,
 )
 from packforcing.model.attention import BACKENDS, fast_attention, sdpa, sdpa_by
-from packforcing.model.vae import StreamingDecoder, init_vae
+from packforcing.model.vae import StreamingDecoder, WanVAE, init_vae
 
 CPU = torch.device("cpu")
 MODEL = ModelShape(layers=1, dim=64, heads=2)
@@ -113,6 +113,14 @@ def test_on_a_cpu_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = Layout(CacheConfig(), FrameSize(64, 64), 2)
     assert tuned_attention(MODEL, layout, CPU, torch.float32) is fast_attention
     assert tune_vae_layout(init_vae(8), FrameSize(48, 32)) is False
+
+
+def test_where_there_is_no_room_to_copy_channels_lie_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "fastest", fails)
+    monkeypatch.setattr(WanVAE, "device", torch.device("cuda"))
+    vae = init_vae(8)
+    assert tune_vae_layout(vae, FrameSize(48, 32), room_to_copy=False) is True
+    assert vae.decoder.head[2].weight.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 @pytest.mark.parametrize("inference", [False, True])

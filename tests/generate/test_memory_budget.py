@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from live_bytes import LiveBytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from packforcing.config import MODELS, CacheConfig, FrameSize, Layout, default_temporal_stride
 from packforcing.devices import fast_dtype
@@ -27,6 +27,7 @@ from packforcing.model.attention import sdpa
 from packforcing.model.causal_wan import CausalWan
 from packforcing.model.compressor import Compressor
 from packforcing.model.vae import StreamingDecoder, WanVAE, init_vae
+from packforcing.model.vae_convolutions import FastOnCPU
 from packforcing.model.wan_modules import SIZES, build_wan_modules, random_state_dict
 
 GB = 10**9
@@ -43,19 +44,33 @@ def demand(width: int = 832, height: int = 480, blocks: int = 60, **config: Any)
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize(("width", "height", "dtype"), [(832, 480, torch.bfloat16), (128, 64, torch.float32)])
-def test_the_decoder_holds_what_is_said(width: int, height: int, dtype: torch.dtype, frames: int) -> None:
-    """On tensors without data, the second block of a video, at the real VAE's width."""
+@pytest.mark.parametrize("copies", [False, True])
+def test_the_decoder_holds_what_is_said(
+    copies: bool, width: int, height: int, dtype: torch.dtype, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On tensors without data, the second block of a video, at the real VAE's width.
+
+    With copies, while each convolution runs there is a second form of what it reads and of what it writes.
+    """
     with torch.device("meta"):
-        vae = WanVAE(96).to(dtype).requires_grad_(False)
+        vae = WanVAE(96).to(dtype).requires_grad_(False).to_layout(channels_last=not copies)
         latents = torch.empty(1, 16, frames, height // 8, width // 8)
     decoder = StreamingDecoder(vae)
     decoder.decode(latents)
     live = LiveBytes(decoder.state.values())
     held = live.now
+
+    def copying(layer: nn.Module, x: Tensor, *weights: Tensor, convolved: Any = FastOnCPU._conv_forward) -> Tensor:
+        output = convolved(layer, x, *weights)
+        live.peak = max(live.peak, live.now + x.nbytes + output.nbytes)
+        return output
+
+    if copies:
+        monkeypatch.setattr(FastOnCPU, "_conv_forward", copying)
     with live:
         decoder.decode(latents)
 
-    said = DecoderMemory(96, dtype.itemsize)
+    said = DecoderMemory(96, dtype.itemsize, copies)
     size = FrameSize(width, height)
     assert held == pytest.approx(said.remembered(size), rel=0.01)
     assert live.peak == pytest.approx(said.peak(size, frames), rel=0.02)

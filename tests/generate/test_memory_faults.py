@@ -18,7 +18,7 @@ from packforcing.files.state_file import StatePrompt, VideoState
 from packforcing.generate import memory_faults
 from packforcing.generate.long_video import Block, LongVideo, VideoModels, VideoSettings
 from packforcing.generate.memory_faults import MemoryRanOutError, begun_video, lasting_blocks
-from packforcing.generate.prepare import PlannedRun, memory_demand
+from packforcing.generate.prepare import DeviceMemory, PlannedRun, memory_demand
 from packforcing.generate.start import started_blocks
 from packforcing.generate.state import state_of, state_start
 from packforcing.model.compressor import Compressor
@@ -188,7 +188,8 @@ def test_buffers_without_room_for_the_overlap_are_made_without_it(make, wan) -> 
     settings = VideoSettings(Layout(CONFIG, SIZE, 1), SAMPLING, overlap=True)
     example = make()
     models = VideoModels(wan, example.vae, Compressor(1))
-    planned = PlannedRun(models, settings, memory_demand(VideoModels(wan), settings.layout, BLOCKS))
+    demand = memory_demand(VideoModels(wan), settings.layout, BLOCKS)
+    planned = PlannedRun(models, settings, demand, DeviceMemory("cpu", None))
     said: list[str] = []
     with FailingMemory() as counted:
         planned.video(example.story)

@@ -66,6 +66,18 @@ def test_a_run_decodes_in_the_fastest_way_that_fits(models: VideoModels) -> None
         assert run.needed_bytes == demand.bytes(frames, overlap)
 
 
+def test_convolutions_may_copy_where_that_fits_too(models: VideoModels) -> None:
+    demand = memory_demand(models, LAYOUT, BLOCKS)
+    copying = replace(demand, vae=DecoderMemory(dim=8, itemsize=4, copies=True)).bytes(4)
+    assert copying > demand.bytes(4)
+    for available, fits in ((None, True), (copying + 1000, True), (copying + 999, False)):
+        memory = DeviceMemory("cuda", available, movable=1000)
+        assert planned_run(models, settings(False), BLOCKS, memory).has_room_to_copy is fits
+    tight = DeviceMemory("cuda", demand.least)
+    assert planned_run(models, settings(), BLOCKS, tight).has_room_to_copy is False
+    assert planned_run(replace(models, vae=None), settings(), BLOCKS, tight).has_room_to_copy is True
+
+
 def test_a_run_that_does_not_fit_is_refused_by_the_name_of_its_device(models: VideoModels) -> None:
     with pytest.raises(PackForcingError, match=r"^A video of 128x128 needs about .* but cuda:3 has 1.00 kB for it: "):
         planned_run(models, settings(), BLOCKS, DeviceMemory("cuda:3", 1000))

@@ -19,6 +19,7 @@ from packforcing.model.vae import (
     load_vae,
     normalise,
 )
+from packforcing.model.vae_convolutions import FastOnCPU
 from packforcing.model.vae_norms import RMSNorm, on_rows, rms_norm, rms_norm_silu
 
 LATENT_FRAMES = 7
@@ -413,6 +414,30 @@ def test_a_state_of_another_stream_is_refused(vae):
 def test_frames_per_pass_is_at_least_one(vae):
     with pytest.raises(PackForcingError, match="but 0 was given"):
         StreamingDecoder(vae, frames_per_pass=0)
+
+
+# --- memory formats -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_channels_lie_last_in_all_that_convolutions_read(vae, batch, monkeypatch):
+    """But for the first one of each half, which reads what it is given: pixels, or 16 channels."""
+    twin, others = load_vae(vae.state_dict()).to_layout(channels_last=True), []
+    given = {twin.conv2, twin.encoder.conv1}
+
+    def noted(layer, x, *weights, convolved=FastOnCPU._conv_forward):
+        last = torch.channels_last_3d if x.ndim == 5 else torch.channels_last
+        if layer not in given and not x.is_contiguous(memory_format=last):
+            others.append(layer)
+        return convolved(layer, x, *weights)
+
+    monkeypatch.setattr(FastOnCPU, "_conv_forward", noted)
+    z = seeded(batch, 16, 9, 5, 7)
+    frames = decode_in(StreamingDecoder(twin), z, [1, 3, 5])
+    StreamingEncoder(twin, frames_per_pass=2).encode(frames)
+    assert others == []
+    monkeypatch.undo()
+    assert_close(frames, StreamingDecoder(vae).decode(z))
 
 
 # --- compiled -----------------------------------------------------------------------------------------
