@@ -27,8 +27,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "references"))  # an independent RoPE
 
 import torch
+from wan_reference import rotate
 
 from packforcing.cache.cache import Cache
 from packforcing.config import CacheConfig, FrameSize, Layout
@@ -186,15 +188,11 @@ class RawKeys:
 
 
 def turned(keys: torch.Tensor, start: int, size: FrameSize) -> torch.Tensor:
-    """Keys [B, N, H, D] rotated in float64 (RoPE over time, height and width), their first frame at `start`."""
-    rows, columns, side = size.height // 16, size.width // 16, keys.shape[-1] // 6 * 2
+    """Keys [B, N, H, D] in float64, rotated by the tests' own RoPE, their first frame at `start`."""
+    rows, columns = size.height // 16, size.width // 16
     grid = torch.cartesian_prod(*(torch.arange(n).double() for n in (CONFIG.block_frames, rows, columns)))
     grid[:, 0] += start
-    widths = (keys.shape[-1] - 2 * side, side, side)
-    angles = [grid[:, i, None] * 10000 ** (-torch.arange(0, n, 2).double() / n) for i, n in enumerate(widths)]
-    points = torch.exp(1j * torch.cat(angles, dim=1))[None, :, None]
-    pairs = torch.complex(keys[..., 0::2], keys[..., 1::2])
-    return torch.view_as_real(pairs * points).flatten(-2)
+    return rotate(keys, grid)
 
 
 # --- many videos ---------------------------------------------------------------------------------------------------

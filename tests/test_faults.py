@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,10 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from campaign import damage, files, kinds, memory, numbers
+from campaign import damage, files, kinds, left, memory, numbers
 from campaign.disk import compiler
+from small_options import SMALL_VIDEO
 
+from packforcing.cli.main import main
 from packforcing.errors import PackForcingError
+from packforcing.files.latent_file import load_latents
+from packforcing.files.video import read_video
+from packforcing.files.writing import PART
 
 COMMAND = Path(__file__).resolve().parents[1] / "benchmarks" / "faults.py"
 
@@ -38,6 +45,100 @@ def test_the_short_form_finds_nothing_wrong(tmp_path: Path):
     assert found["memory"]["buffers"] == 40
     assert "| SIGTERM | 1 | all as promised |" in done.stdout
 
+
+# --- what is left after an end ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, left.Reference]:
+    """The folder of a run of three blocks that nothing happened to, and what it holds."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    named = {"--output": left.VIDEO, "--save-state": left.STATE, "--latents": left.LATENTS, "--report": left.REPORT}
+    files = [word for option, name in named.items() for word in (option, str(folder / name))]
+    command = ["generate", "--model", "tiny", "--prompt", "a red circle", *SMALL_VIDEO, "--seconds", "0.75"]
+    assert main([*command, *files]) == 0
+    video, names = folder / left.VIDEO, frozenset(file.name for file in folder.iterdir())
+    frames, latents = read_video(video)[0], load_latents(folder / left.LATENTS)
+    return folder, left.Reference(video.read_bytes(), frames, latents, names, calls=1, seconds=1.0)
+
+
+def cut_off(path: Path, share: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+
+
+def of_another_seed(folder: Path) -> None:
+    command = ["generate", "--model", "tiny", "--prompt", "a red circle", *SMALL_VIDEO, "--seconds", "0.75"]
+    named = ["--output", f"{folder / left.VIDEO}", "--save-state", f"{folder / left.STATE}", "--seed", "5"]
+    assert main([*command, *named, "--latents", f"{folder / left.LATENTS}"]) == 0
+
+
+ENDED = left.End(0, "block 3 of 3", 1.0)
+KILLED = left.End(-signal.SIGKILL, "block 3 of 3", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("end", "spoil", "problems"),
+    [
+        (ENDED, lambda folder: None, []),
+        (KILLED, lambda folder: None, []),
+        (left.End(-signal.SIGTERM, "", 1.0), lambda folder: None, []),
+        (left.End(-signal.SIGSEGV, "", 1.0), lambda folder: None, ["it ended with -11: "]),
+        (left.End(1, "oh", 1.0), lambda folder: None, ["it failed without a sentence: oh"]),
+        (left.End(1, "Traceback\nerror: oh", 1.0), lambda folder: None, ["a traceback: Traceback\nerror: oh"]),
+        (ENDED, lambda folder: cut_off(folder / left.VIDEO, 0), ["the video has 0 bytes"]),
+        (ENDED, lambda folder: cut_off(folder / left.VIDEO, 0.1), ["the video does not play"]),
+        (ENDED, lambda folder: cut_off(folder / left.STATE, 0.5), ["the state cannot be read: "]),
+        (ENDED, lambda folder: cut_off(folder / left.LATENTS, 0.5), [f"{left.LATENTS} is damaged"]),
+        (ENDED, lambda folder: cut_off(folder / left.REPORT, 0.5), [f"{left.REPORT} is damaged"]),
+        (ENDED, lambda folder: (folder / f"x{PART}").touch(), [f"x{PART} is left"]),
+        (KILLED, lambda folder: (folder / f"x{PART}").touch(), []),
+        (ENDED, of_another_seed, ["the state's latents differ", "the video's frames differ"]),
+        (KILLED, lambda folder: (folder / left.STATE).unlink(), ["3 blocks were told, and the state has 0"]),
+        (left.End(left.STOPPED, "block 3 of 3", 1.0), lambda folder: (folder / left.STATE).unlink(),
+         ["it was stopped after 0 blocks, and the video has 9 frames"]),
+    ],
+)  # fmt: skip
+def test_what_an_end_must_not_leave_is_found(
+    end: left.End,
+    spoil: Callable[[Path], None],
+    problems: list[str],
+    undisturbed: tuple[Path, left.Reference],
+    tmp_path: Path,
+):
+    folder = shutil.copytree(undisturbed[0], tmp_path / "folder")
+    spoil(folder)
+    found = left.what_is_left(folder, end, undisturbed[1]).problems
+    assert len(found) == len(problems), found
+    assert all(told.startswith(start) for told, start in zip(found, problems, strict=True)), found
+
+
+def test_frames_that_a_killed_run_lost_are_counted(undisturbed: tuple[Path, left.Reference], tmp_path: Path):
+    folder = shutil.copytree(undisturbed[0], tmp_path / "folder")
+    told_more = left.End(-signal.SIGKILL, "block 6 of 9", 1.0)
+    found = left.what_is_left(folder, told_more, undisturbed[1])
+    assert found.missing_frames == 21 - 9
+    assert found.problems == ["6 blocks were told, and the state has 3"]
+    (folder / left.VIDEO).write_bytes(left.OLDER)
+    found = left.what_is_left(folder, told_more, undisturbed[1])
+    assert found.problems[1:] == ["6 blocks were told, and the video has 0 frames"]
+    assert left.what_is_left(folder, told_more, undisturbed[1], power=True).problems == found.problems[:1]
+
+
+def test_what_differs_after_going_on_is_found(undisturbed: tuple[Path, left.Reference], tmp_path: Path):
+    folder, reference = shutil.copytree(undisturbed[0], tmp_path / "folder"), undisturbed[1]
+    assert left.after_going_on(folder, ENDED, reference) == []
+    assert left.after_going_on(folder, left.End(1, "oh", 1.0), reference) == ["the same command ended with 1: oh"]
+    of_another_seed(folder)
+    (folder / "more").touch()
+    assert left.after_going_on(folder, ENDED, reference) == [
+        "the video differs after going on",
+        "the latents differ after going on",
+        "after going on there are ['more']",
+    ]
+
+
+# --- damaged files, absurd values, memory -----------------------------------------------------------------------
 
 WHOLE = b"0123456789" * 10
 
