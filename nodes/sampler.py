@@ -2,56 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
-import torch
-from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
-from comfy_execution.graph import ExecutionBlocker
-from torch import Tensor
 
-from ..packforcing.byte_units import readable_bytes
-from ..packforcing.config import LARGEST_SIDE, CacheConfig, FrameSize, Layout, Length
-from ..packforcing.devices import is_out_of_memory
-from ..packforcing.errors import PackForcingError
+from ..packforcing.config import LARGEST_SIDE, CacheConfig, FrameSize, Length
 from ..packforcing.files.state_file import StatePrompt, VideoState
-from ..packforcing.files.video import VideoWriter
-from ..packforcing.files.writing import free_space
-from ..packforcing.generate.live import LivePrompts, most_held
-from ..packforcing.generate.long_video import Block, LongVideo, VideoModels, VideoSettings
-from ..packforcing.generate.memory_faults import MemoryRanOutError, begun_video, lasting_blocks
-from ..packforcing.generate.prepare import DeviceMemory, PlannedRun, planned_run, tune_models
-from ..packforcing.generate.record import CacheRecord
+from ..packforcing.generate.live import most_held
+from ..packforcing.generate.long_video import VideoSettings
+from ..packforcing.generate.prepare import planned_run
 from ..packforcing.generate.sampling import Sampling
 from ..packforcing.generate.schedule import MOST_STEPS, UPDATES
 from ..packforcing.generate.side_stream import CHOICES, overlap_wanted
 from ..packforcing.generate.start import Start, check_start
-from ..packforcing.generate.state import check_fits, encoded_prompts, journalled, prompts_after, state_of, story_from
-from ..packforcing.generate.stopwatch import Stopwatch
-from ..packforcing.generate.story import SWITCHES, check_switch, refresh_passes
-from ..packforcing.host_memory import available_memory
-from ..packforcing.model.compressor import TRAINING_FREE, Compressor, CompressorChoice
+from ..packforcing.generate.state import check_fits, encoded_prompts, prompts_after
+from ..packforcing.generate.story import SWITCHES, check_switch
+from ..packforcing.model.compressor import CompressorChoice
 from . import adapter, types
 from .conditioning import prompts_over_time
 from .files import temporary_folder
 from .flavours import departing
-from .live import Speaker, Told, hearing
+from .live import Speaker
 from .not_honoured import check_no_start_image, not_honoured
-from .progress import Progress
-from .run_files import RunFiles, TemporaryVideo
+from .run import Run, connected, memory_for
 from .start import StartInputs, check_video_latents, start_of
 from .timesteps import schedule_given
 
 log = logging.getLogger(__name__)
 
 SIDE = "Pixels, a multiple of 16."
-MOST_LAST_FRAMES = 16
-CPU = torch.device("cpu")  # whose clock a preview's time is: all of it is waited for
 
 
 class LongVideoSamplerNode(io.ComfyNode):
@@ -80,12 +59,8 @@ class LongVideoSamplerNode(io.ComfyNode):
                     tooltip="The Wan 2.1 VAE. Needed by the compressor, and for the video output.",
                 ),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
-                io.Int.Input(
-                    "width", default=832, min=16, max=LARGEST_SIDE, step=16, tooltip="Pixels, a multiple of 16."
-                ),
-                io.Int.Input(
-                    "height", default=480, min=16, max=LARGEST_SIDE, step=16, tooltip="Pixels, a multiple of 16."
-                ),
+                io.Int.Input("width", default=832, min=16, max=LARGEST_SIDE, step=16, tooltip=SIDE),
+                io.Int.Input("height", default=480, min=16, max=LARGEST_SIDE, step=16, tooltip=SIDE),
                 io.Float.Input(
                     "seconds",
                     default=10.0,
@@ -245,55 +220,15 @@ class LongVideoSamplerNode(io.ComfyNode):
         notes += departing(model, sampling, cache_config)
         tell(notes)
         models, layout, patchers = connected(model, vae, compressor, cache_config, size)
-        wan = models.wan
         if state is not None:
             check_fits(state, models, layout)
-        beside = overlap_wanted(overlap, wan.device)
+        beside = overlap_wanted(overlap, models.wan.device)
         settings = VideoSettings(layout, sampling, fps, overlap=beside, archive_folder=temporary_folder())
-        memory = memory_for(wan.device, patchers)
         said = 0 if live_prompt is None else min(blocks, most_held(prompt_switch, blend_blocks))
+        memory = memory_for(models.wan.device, patchers)
         planned = planned_run(models, settings, blocks, memory, len(prompts) + said)
-        with out_of_memory_told(planned):
-            adapter.load_models(patchers, planned.needed_bytes + room_to_read_ahead(model, planned, memory))
-            # The attention kernel is ComfyUI's choice, or the user's.
-            tune_models(models, layout, attention=False, room_to_copy=planned.has_room_to_copy)
-            story = story_from(prompts, wan.embed_text, prompt_switch, blend_blocks)
-            again = refresh_passes(story, cache_config, 0, blocks) + (sampling.more_in_first if start is None else 0)
-            given = 0 if start is None else start.blocks(cache_config.block_frames)
-            estimate = adapter.latent_preview(wan.shape)
-            progress = Progress(blocks, given, len(sampling.steps_of(1)), again, estimate, notes)
-            say = partial(add_note, notes)
-            video = begun_video(planned, story, progress.on_step, say)
-            bring_back = partial(load_again, patchers, planned, video)
-            with hearing(live_prompt, video, prompts, blocks, bring_back, progress.more) as told:
-                to_come = lasting_blocks(video, start, blocks, say, partial(bring_back, anew=True))
-                made = run(video, to_come, model, progress, told)
-        return made.outputs(model, video.record, state_of(video, told.prompts, made.latents))
-
-
-def room_to_read_ahead(model, planned: PlannedRun, memory: DeviceMemory) -> int:
-    """Where weights and run are more than the device holds, has the weights read ahead: the bytes that this takes."""
-    wan = planned.models.wan
-    if memory.available is not None and memory.movable + planned.needed_bytes > memory.available:
-        wan.weights = adapter.weights_ahead(model, wan)
-    return wan.weights.bytes
-
-
-def memory_for(device: torch.device, patchers: list[ModelPatcher]) -> DeviceMemory:
-    """What a run with these models can have."""
-    weights, disk = sum(patcher.model_size() for patcher in patchers), free_space(temporary_folder())
-    return DeviceMemory(str(device), adapter.device_memory(device), weights, available_memory(), disk)
-
-
-def load_again(patchers: list[ModelPatcher], planned: PlannedRun, video: LongVideo, anew: bool = False) -> None:
-    """Loads the models again in the midst of a run, which holds a part of what it needs by then.
-
-    Args:
-        anew: whether to unload them before, so that they take no more than the run leaves them.
-    """
-    if anew:
-        adapter.free_memory()
-    adapter.load_models(patchers, max(0, planned.needed_bytes - video.cache.allocated_bytes))
+        switch = prompt_switch, blend_blocks
+        return Run(model, patchers, planned, prompts, switch, start, blocks, notes).outputs(live_prompt)
 
 
 def all_prompts(
@@ -326,47 +261,6 @@ def tell(sentences: list[str]) -> None:
     adapter.show_on_node("\n".join(sentences))
 
 
-def add_note(notes: list[str], sentence: str) -> None:
-    """Says one more thing, in the log and, with the next block, on the node."""
-    notes.append(sentence)
-    log.warning("PackForcing: %s", sentence)
-
-
-def connected(
-    model, vae, compressor: CompressorChoice | None, config: CacheConfig, size: FrameSize
-) -> tuple[VideoModels, Layout, list[ModelPatcher]]:
-    """The library's networks over what is connected to the node, the layout, and the patchers that load the weights."""
-    wan = adapter.causal_wan(model)
-    layout = (compressor or TRAINING_FREE).layout(config, size)
-    built: Compressor | None = None
-    if compressor is not None:
-        built = compressor.build(config.block_frames, wan.shape.dim, wan.device)
-    if vae is None:
-        return VideoModels(wan, None, built), layout, [model]
-    streaming_vae, vae_patcher = adapter.wan_vae(vae)
-    return VideoModels(wan, streaming_vae, built), layout, [model, vae_patcher]
-
-
-@contextlib.contextmanager
-def out_of_memory_told(planned: PlannedRun) -> Iterator[None]:
-    """Turns ComfyUI's out-of-memory exception into a PackForcingError, after it has unloaded all models."""
-    try:
-        yield
-    except MemoryRanOutError:
-        adapter.free_memory()
-        raise
-    except Exception as error:
-        if not (adapter.is_out_of_memory(error) or is_out_of_memory(error)):
-            raise
-        adapter.free_memory()
-        size = planned.settings.layout.size
-        raise PackForcingError(
-            f"A video of {size.width}x{size.height} needs about {readable_bytes(planned.needed_bytes)} beside the "
-            f"model's weights, more than {planned.models.wan.device} has free: choose a smaller size, a smaller cache "
-            "config, or archive_device host."
-        ) from error
-
-
 def video_size(
     config: CacheConfig, width: int, height: int, seconds: float, fps: float, latent
 ) -> tuple[FrameSize, int]:
@@ -377,64 +271,3 @@ def video_size(
     check_video_latents(samples, "The latent that sets size and length")
     size = FrameSize(samples.shape[-1] * 8, samples.shape[-2] * 8)
     return size, -(-samples.shape[2] // config.block_frames)
-
-
-@dataclass(frozen=True)
-class Made:
-    """A finished run."""
-
-    latents: Tensor  # of the whole video, [1, 16, T, h, w], normalised, in host memory
-    path: Path | None  # the video's file; None without a VAE
-    last_frames: Tensor | None  # IMAGE [F, H, W, 3]
-
-    def outputs(self, model, record: CacheRecord, state: VideoState) -> io.NodeOutput:
-        """What the node gives. Only a node that asks for pictures is told that there are none."""
-        nothing = ExecutionBlocker("The sampler has no VAE and so no video: connect the Wan 2.1 VAE to it.")
-        video = TemporaryVideo(self.path) if self.path else nothing
-        frames = nothing if self.last_frames is None else self.last_frames
-        return io.NodeOutput({"samples": adapter.comfy_samples(model, self.latents)}, video, record, state, frames)
-
-
-def run(
-    video: LongVideo,
-    to_come: Iterator[Block],
-    model,
-    progress: Progress,
-    told: Told | LivePrompts,
-) -> Made:
-    """Makes all blocks `to_come` of a video, and the video's file; `told` has its prompts, those said by then included.
-
-    When the run ends early (Cancel, out of memory, NaN), what is finished is kept in the output folder.
-    """
-    size = video.layout.size
-    files = RunFiles()
-    latents: list[Tensor] = []
-    last: Tensor | None = None
-    try:
-        with contextlib.ExitStack() as stack:
-            writer = None
-            if video.decoder is not None:
-                tags = video.record.as_tag()
-                writer = stack.enter_context(
-                    VideoWriter(files.video, video.record.fps, size.width, size.height, metadata=tags)
-                )
-            for block in journalled(to_come, video, lambda: told.prompts, files.journal):
-                if writer is not None:
-                    writer.write(block.decoded)
-                latents.append(block.latents.cpu())
-                last = block.frames
-                with Stopwatch(CPU).stretch(video.record.blocks[block.index].seconds, "preview"):
-                    progress.show(block.latents, block.frames)
-            if writer is not None:
-                writer.tag(**video.record.as_tag())  # with what was said by now
-    except BaseException:
-        made = torch.cat(latents, dim=2) if latents else None
-        files.keep(made, partial(adapter.comfy_samples, model), partial(state_of, video, told.prompts))
-        raise
-    frames = None if last is None else as_images(last[:, :, -MOST_LAST_FRAMES:])
-    return Made(torch.cat(latents, dim=2), files.finished(), frames)
-
-
-def as_images(frames: Tensor) -> Tensor:
-    """Frames [1, 3, F, H, W] in [-1, 1] -> IMAGE [F, H, W, 3] in [0, 1]."""
-    return ((frames[0].float() + 1) / 2).clamp(0, 1).permute(1, 2, 3, 0).contiguous().cpu()

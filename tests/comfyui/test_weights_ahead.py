@@ -21,8 +21,8 @@ CUDA = torch.device("cuda")
 
 
 @pytest.fixture(scope="module")
-def sampler(pack: ModuleType) -> ModuleType:
-    return importlib.import_module(f"{pack.__name__}.nodes.sampler")
+def run(pack: ModuleType) -> ModuleType:
+    return importlib.import_module(f"{pack.__name__}.nodes.run")
 
 
 def test_comfyuis_own_operations_take_what_was_read_ahead_patches_included(
@@ -120,11 +120,12 @@ def test_dynamic_vram_has_comfyuis_own_queue_read_whole_layers(adapter: ModuleTy
 
 
 @pytest.mark.parametrize(("free", "reads"), [(100, False), (99, True), (None, False)])
-def test_only_what_does_not_fit_is_read_ahead(sampler: ModuleType, monkeypatch: pytest.MonkeyPatch, free, reads: bool):
+def test_only_what_does_not_fit_is_read_ahead(run: ModuleType, monkeypatch: pytest.MonkeyPatch, free, reads: bool):
     reader = SimpleNamespace(bytes=7)
-    monkeypatch.setattr(sampler.adapter, "weights_ahead", lambda model, wan: reader)
+    monkeypatch.setattr(run.adapter, "weights_ahead", lambda model, wan: reader)
     wan = SimpleNamespace(weights=AtHand())
-    planned = SimpleNamespace(models=SimpleNamespace(wan=wan), needed_bytes=60)
-    memory = sampler.DeviceMemory("a card", free, movable=40)
-    assert sampler.room_to_read_ahead(None, planned, memory) == (7 if reads else 0)
+    memory = run.DeviceMemory("a card", free, movable=40)
+    planned = SimpleNamespace(models=SimpleNamespace(wan=wan), needed_bytes=60, memory=memory)
+    this = run.Run(None, [], planned, (), ("keep", 1), None, 5, [])
+    assert this._room_to_read_ahead() == (7 if reads else 0)
     assert (wan.weights is reader) == reads
