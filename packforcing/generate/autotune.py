@@ -1,6 +1,6 @@
 """Which attention kernel, and which memory format of the VAE, is fastest. A GPU tries them once, before a run.
 
-On a CPU the answer is known (docs/performance.md), and nothing is tried.
+On a CPU the answers are known (docs/performance.md), and nothing is tried.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..config import LATENT_CHANNELS, FrameSize, Layout, ModelShape
 from ..model.attention import BACKENDS, Attention, fast_attention, sdpa, sdpa_by
 from ..model.vae import StreamingDecoder, WanVAE
+from ..model.vae_convolutions import takes_onednn
 
 TRIES = 3
 WORTH = 1.05  # another way must be this many times as fast as the usual one; less is the noise of three tries
@@ -99,15 +100,14 @@ def tune_vae_layout(vae: WanVAE, size: FrameSize, room_to_copy: bool = True) -> 
     """Brings a VAE into the memory format in which its device decodes faster. Returns whether that is channels last.
 
     On a GPU that is channels last, unless the plain format is clearly faster in a trial. In the plain format cuDNN
-    copies what a convolution reads and writes: without `room_to_copy` it is not tried. On a CPU the plain format is
-    faster: channels last took 1.01 to 1.23 times as long there (docs/performance.md).
+    copies what a convolution reads and writes: without `room_to_copy` it is not tried. On a CPU nothing is tried: for
+    oneDNN in float32 it is channels last, and else the plain format (docs/performance.md).
     """
-    if vae.device.type != "cuda":
-        return False
-    if not room_to_copy:
-        vae.to_layout(channels_last=True)
-        return True
-    return try_vae_layouts(vae, size)
+    if vae.device.type == "cuda" and room_to_copy:
+        return try_vae_layouts(vae, size)
+    last = vae.device.type == "cuda" or takes_onednn(vae.conv2.weight)
+    vae.to_layout(last)
+    return last
 
 
 def try_vae_layouts(vae: WanVAE, size: FrameSize) -> bool:

@@ -112,7 +112,11 @@ def test_on_a_cpu_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "fastest", fails)
     layout = Layout(CacheConfig(), FrameSize(64, 64), 2)
     assert tuned_attention(MODEL, layout, CPU, torch.float32) is fast_attention
-    assert tune_vae_layout(init_vae(8), FrameSize(48, 32)) is False
+    vae = init_vae(8)
+    assert tune_vae_layout(vae, FrameSize(48, 32)) is True
+    assert vae.decoder.head[2].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert tune_vae_layout(vae.bfloat16(), FrameSize(48, 32)) is False
+    assert vae.decoder.head[2].weight.is_contiguous()
 
 
 def test_where_there_is_no_room_to_copy_channels_lie_last(monkeypatch: pytest.MonkeyPatch) -> None:

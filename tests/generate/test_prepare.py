@@ -107,7 +107,7 @@ def test_the_video_is_made_as_planned(models: VideoModels) -> None:
 
 def test_tuning_leaves_alone_what_it_is_told_to(models: VideoModels) -> None:
     models.wan.attention = sdpa
-    assert tune_models(models, LAYOUT, attention=False) is False  # on a CPU the plain format is faster
+    assert tune_models(models, LAYOUT, attention=False) is True  # what is fastest in float32 on a CPU
     assert models.wan.attention is sdpa
     assert tune_models(replace(models, vae=None), LAYOUT) is None
     assert models.wan.attention is fast_attention
