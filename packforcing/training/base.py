@@ -73,6 +73,7 @@ class BaseTrainer:
         device: where to train.
         cache_dtype: of the cached keys and values.
         hr: an HR branch that is trained with the transformer, float32; without it mid blocks are the LR branch's.
+        frozen: whether the transformer stays as it is, and the HR branch alone is trained.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class BaseTrainer:
         device: torch.device | str = "cpu",
         cache_dtype: torch.dtype = torch.float32,
         hr: HRBranch | None = None,
+        frozen: bool = False,
     ) -> None:
         self.device = torch.device(device)
         self.options = options
@@ -93,7 +95,8 @@ class BaseTrainer:
         self.block_frames = histories[0].block_frames
         self.samples = Samples(data, options, self.block_frames)
         self.cache_dtype = cache_dtype
-        self.modules = modules.requires_grad_(True).to(self.device)
+        self.frozen = frozen
+        self.modules = modules.requires_grad_(not frozen).to(self.device)
         self.hr = None if hr is None else hr.requires_grad_(True).to(self.device)
         self.wan = CausalWan(self.modules, training_attention(self.device), device=self.device)
         trained = self.modules if self.hr is None else nn.ModuleDict({"wan": self.modules, "hr": self.hr})
@@ -124,6 +127,7 @@ class BaseTrainer:
             **named,
             "histories": [list(vars(history).values()) for history in self.histories],
             "weights": self._start,
+            **({"frozen": True} if self.frozen else {}),  # runs from before there was such a choice go on
         }
 
     def turns(self, step: int) -> Sequence[str]:

@@ -87,6 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compressor-output", help="train an HR branch with the transformer, and export the compressor to this file"
     )
     parser.add_argument("--compressor-init", help="a compressor's file to begin with; default: an HR branch of zeros")
+    parser.add_argument(
+        "--frozen", action="store_true", help="train the HR branch alone, always with it, and leave the transformer"
+    )
     parser.add_argument("--bidirectional", action="store_true", help="train a teacher for DMD: a clip is one block")
     parser.set_defaults(run=run)
 
@@ -132,9 +135,9 @@ def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Outcome:
     """Encode the clips that are missing; train, or go on training; export what there is."""
     device = common.start(options)
-    folder = Path(options.folder)
     config, settings = common.run_config(options), hyperparameters(options)  # before the clips are encoded
     check_start_share(options)
+    check_frozen(options)
     data = prepare_clips(options, device)
     trainer = BaseTrainer(
         first_modules(options),
@@ -145,20 +148,32 @@ def run(options: argparse.Namespace) -> Outcome:
         device=device,
         cache_dtype=torch.bfloat16 if options.precision == "bfloat16" else torch.float32,
         hr=first_hr(options),
+        frozen=options.frozen,
     )
     outcome = train(trainer, config)
     provenance = common.provenance(options, outcome)
-    share = options.start_share
     with trainer.learners["base"].averaged():
-        modules = mixed(first_modules(options), trainer.modules, share) if share else trainer.modules
-        output = export(modules, options.output or folder / "base.safetensors", provenance)
-        if trainer.hr is not None:
-            start = first_hr(options) if share and options.compressor_init else None
-            hr = trainer.hr if start is None else mixed(start, trainer.hr, share)
-            export_compressor(hr, Path(options.compressor_output), trainer.compressor_layout, output.stem)
+        output = export_trained(trainer, options, provenance)
     if is_main():
         print(json.dumps({"output": str(output), "bytes": output.stat().st_size, "minutes": outcome.minutes}))
     return outcome
+
+
+def export_trained(trainer: BaseTrainer, options: argparse.Namespace, provenance: Mapping[str, str]) -> Path:
+    """Writes what was trained: the transformer, and the compressor. Returns the first file of them."""
+    share, output = options.start_share, Path(options.output or Path(options.folder) / "base.safetensors")
+    if trainer.frozen:
+        output = Path(options.init)
+    else:
+        modules = mixed(first_modules(options), trainer.modules, share) if share else trainer.modules
+        export(modules, output, provenance)
+    if trainer.hr is None:
+        return output
+    start = first_hr(options) if share and options.compressor_init else None
+    hr = trainer.hr if start is None else mixed(start, trainer.hr, share)
+    compressor = Path(options.compressor_output)
+    export_compressor(hr, compressor, trainer.compressor_layout, output.stem)
+    return compressor if trainer.frozen else output
 
 
 def check_start_share(options: argparse.Namespace) -> None:
@@ -168,6 +183,15 @@ def check_start_share(options: argparse.Namespace) -> None:
         raise PackForcingError(
             f"--start-share is {options.start_share:g}, a share of the weights of --init, but there is no --init: give "
             "the transformer to begin with, or leave the share out."
+        )
+
+
+def check_frozen(options: argparse.Namespace) -> None:
+    """Raises PackForcingError for --frozen without what it trains, or for."""
+    if options.frozen and not (options.init and options.compressor_output):
+        raise PackForcingError(
+            "--frozen trains the HR branch for a transformer that stays as it is: give that by --init, and a file for "
+            "the compressor by --compressor-output."
         )
 
 
@@ -225,7 +249,10 @@ def histories_of(options: argparse.Namespace) -> tuple[History, ...]:
     """The partitions of the history that the options ask for."""
     if options.bidirectional:
         return bidirectional(options.latent_frames)
-    return PLACE_HISTORIES if options.place_clips else HISTORIES
+    histories = PLACE_HISTORIES if options.place_clips else HISTORIES
+    if not options.frozen:
+        return histories
+    return tuple(replace(each, share=each.share if each.top_k else 0.0) for each in histories)  # HR is in mid blocks
 
 
 def first_modules(options: argparse.Namespace) -> WanModules:
@@ -266,6 +293,7 @@ def hyperparameters(options: argparse.Namespace) -> BaseOptions:
         pure_noise=options.pure_noise,
         least_returns=options.least_returns,
         whole_steps=options.whole_steps,
+        dual_share=1.0 if options.frozen else BaseOptions.dual_share,
         first_again=0 if options.bidirectional else options.first_again,
     )
 

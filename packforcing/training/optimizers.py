@@ -134,24 +134,20 @@ def muon_and_adamw(
 ) -> JointOptimizer:
     """Muon over the matrices among `inner` and AdamW over the module's other parameters, at one learning rate.
 
+    Parameters that need no gradient are left out.
+
     Muon (Jordan et al., 2024) makes each update of a matrix orthogonal. Here the update's length is matched to AdamW's,
     so both take the same rate. A step of AdamW moves an output by rate x inputs. So a matrix of more than
     FULL_RATE_INPUTS inputs learns at a rate that is smaller in proportion (Yang et al., 2022, "Tensor Programs V").
     """
-    matrices = [p for p in inner if p.ndim == 2]
+    matrices = [p for p in inner if p.ndim == 2 and p.requires_grad]
     chosen = {id(p) for p in matrices}
-    others = [p for p in module.parameters() if id(p) not in chosen]
+    others = [p for p in module.parameters() if p.requires_grad and id(p) not in chosen]
     free = [p for p in others if p.ndim <= 1]
     by_rate: dict[float, list[nn.Parameter]] = {}
     for p in others:
         if p.ndim > 1:
             by_rate.setdefault(rate * min(1.0, FULL_RATE_INPUTS / p[0].numel()), []).append(p)
     decayed = [{"params": ps, "lr": own, "weight_decay": weight_decay} for own, ps in by_rate.items()]
-    return JointOptimizer(
-        muon(matrices, rate, weight_decay),
-        torch.optim.AdamW(
-            [*decayed, {"params": free, "weight_decay": 0.0}],
-            lr=rate,
-            betas=betas,
-        ),
-    )
+    adamw = torch.optim.AdamW([*decayed, {"params": free, "weight_decay": 0.0}], lr=rate, betas=betas)
+    return JointOptimizer(muon(matrices, rate, weight_decay), adamw) if matrices else JointOptimizer(adamw)
