@@ -135,15 +135,15 @@ def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Outcome:
     """Encode the clips that are missing; train, or go on training; export what there is."""
     device = common.start(options)
-    config, settings = common.run_config(options), hyperparameters(options)  # before the clips are encoded
     check_start_share(options)
     check_frozen(options)
+    config, settings, histories = common.run_config(options), hyperparameters(options), histories_of(options)
     data = prepare_clips(options, device)
     trainer = BaseTrainer(
         first_modules(options),
         data,
         settings,
-        histories=histories_of(options),
+        histories=histories,
         start=options.init or options.seed,
         device=device,
         cache_dtype=torch.bfloat16 if options.precision == "bfloat16" else torch.float32,
@@ -252,7 +252,13 @@ def histories_of(options: argparse.Namespace) -> tuple[History, ...]:
     histories = PLACE_HISTORIES if options.place_clips else HISTORIES
     if not options.frozen:
         return histories
-    return tuple(replace(each, share=each.share if each.top_k else 0.0) for each in histories)  # HR is in mid blocks
+    chosen = tuple(replace(each, share=each.share * each.has_mids(options.latent_frames)) for each in histories)
+    if not any(each.share for each in chosen):
+        raise PackForcingError(
+            f"The HR branch is in mid blocks, but a clip of {options.latent_frames} latent frames has no block in the "
+            "middle: ask for longer ones."
+        )
+    return chosen
 
 
 def first_modules(options: argparse.Namespace) -> WanModules:
