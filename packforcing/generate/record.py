@@ -123,7 +123,7 @@ class CacheRecord:
         version = document.get("version", 1) if isinstance(document, Mapping) else None
         if not isinstance(version, int) or version > VERSION:
             raise PackForcingError(
-                f"A cache record has a version of at most {VERSION}, but this has {version!r}: "
+                f"A cache record has a version of at most {VERSION}, but this has {shown(version)}: "
                 "update PackForcing, or choose a file that `generate --report` or the Cache Inspector wrote."
             )
         try:

@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from ..checks import shown
 from ..errors import PackForcingError
 from ..files.weights import check_floating
 from .vae_modules import WanVAE
@@ -54,7 +55,7 @@ def _check_is_wan21(state_dict: Mapping[str, Tensor]) -> None:
             raise PackForcingError(f"PackForcing needs the Wan 2.1 VAE, but this is {kind}; {_WANTED}.")
     gamma = state_dict.get("decoder.head.0.gamma")
     if gamma is None:
-        found = f"the first is {next(iter(state_dict))!r}" if state_dict else "it is empty"
+        found = f"the first is {shown(next(iter(state_dict)))}" if state_dict else "it is empty"
         raise PackForcingError(
             f"This is not a Wan 2.1 VAE: among its {len(state_dict)} tensors there is no "
             f"'decoder.head.0.gamma' ({found}); {_WANTED}."
@@ -65,17 +66,17 @@ def _check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
     if missing := [name for name in expected if name not in found]:
         raise PackForcingError(
             f"This Wan 2.1 VAE is incomplete: {len(missing)} of its {len(expected)} tensors are missing, "
-            f"{missing[0]!r} first; download the file again, or {_WANTED}."
+            f"{shown(missing[0])} first; download the file again, or {_WANTED}."
         )
     if unknown := [name for name in found if name not in expected]:
         raise PackForcingError(
-            f"This is not a plain Wan 2.1 VAE: it has {len(unknown)} tensors too many, {unknown[0]!r} first; {_WANTED}."
+            f"This is not a plain Wan 2.1 VAE: it has {len(unknown)} tensors too many, {shown(unknown[0])} first; {_WANTED}."
         )
     check_floating(found, "The VAE")
     for name, tensor in expected.items():
         if found[name].shape != tensor.shape:
             raise PackForcingError(
-                f"This is not a Wan 2.1 VAE: {name!r} has the shape {list(found[name].shape)} where "
+                f"This is not a Wan 2.1 VAE: {shown(name)} has the shape {list(found[name].shape)} where "
                 f"{list(tensor.shape)} is expected; {_WANTED}."
             )
 

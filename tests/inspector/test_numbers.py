@@ -107,6 +107,7 @@ def test_what_a_later_field_says_is_left_out():
     [
         ({"version": VERSION + 1}, f"version of at most {VERSION}, but this has {VERSION + 1}"),
         ({"version": "new"}, "but this has 'new'"),
+        ({"version": 5000 * "0"}, "but this has '" + 56 * "0" + "...: update"),
         ({}, "This is no cache record"),
         ([1, 2], "but this has None"),
         ({"model": 3, "config": {}, "size": {}}, "This is no cache record"),
