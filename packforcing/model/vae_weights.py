@@ -70,7 +70,8 @@ def _check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
         )
     if unknown := [name for name in found if name not in expected]:
         raise PackForcingError(
-            f"This is not a plain Wan 2.1 VAE: it has {len(unknown)} tensors too many, {shown(unknown[0])} first; {_WANTED}."
+            f"This is not a plain Wan 2.1 VAE: it has {len(unknown)} tensors too many, {shown(unknown[0])} first; "
+            f"{_WANTED}."
         )
     check_floating(found, "The VAE")
     for name, tensor in expected.items():
