@@ -219,8 +219,16 @@ def many_videos(prompts: int) -> dict[str, Any]:
 # --- a server ------------------------------------------------------------------------------------------------------
 
 
+def size_of(number: int) -> dict[str, int]:
+    """The inputs of a sampler, each time others than the time before."""
+    return dict(zip(("width", "height"), SIDES[number % len(SIDES)], strict=True))
+
+
 def in_server(cancels: int) -> dict[str, Any]:
-    """Cancels, each within a video of another size; every fifth time all models are unloaded by force."""
+    """Cancels, each within a video of another size; every fifth time all models are unloaded by force.
+
+    Every third graph has a second sampler over the same models.
+    """
     root = Path(__file__).resolve().parent.parent
     sys.path[:0] = [str(root / "scripts"), str(root / "tests" / "comfyui")]
     from comfyui import Event, Preview, Server
@@ -230,14 +238,19 @@ def in_server(cancels: int) -> dict[str, Any]:
     with Server().start() as server, server.client() as client:
         first, samples = tiny_latents(server, client), []
 
-        def cancel(event: Event | Preview) -> None:
-            if isinstance(event, Event) and event.type == "progress" and event.data["value"] >= 6:
-                client.interrupt()
-
         for number in range(cancels):
             prompt = Prompt()
-            width, height = SIDES[number % len(SIDES)]
-            prompt.save_video(prompt.sampler(seconds=600, seed=number, width=width, height=height)[1])
+            long = prompt.sampler(seconds=600, seed=number, **size_of(number))
+            prompt.save_video(long[1])
+            if number % 3 == 2:  # ComfyUI runs either first: the short one ends well, or never begins
+                short = prompt.sampler_beside(long, seconds=1.5, **size_of(number + 1))
+                prompt.save_video(short[1])
+
+            def cancel(event: Event | Preview, node: str = long.id) -> None:
+                told = event.data if isinstance(event, Event) and event.type == "progress" else {}
+                if told.get("node") == node and told["value"] >= 6:
+                    client.interrupt()
+
             status = client.run(prompt.nodes, on_event=cancel).status
             if number % 5 == 4:
                 client.free()

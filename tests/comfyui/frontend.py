@@ -113,6 +113,12 @@ def open_frontend(page: Page, url: str, nodes_2: bool = False) -> None:
     empty_canvas(page)
 
 
+def reload_frontend(page: Page) -> None:
+    """Press F5 and wait until ComfyUI is ready again, with the workflow that was open."""
+    page.reload(timeout=OPEN_MS)
+    page.wait_for_function(_IS_READY, timeout=OPEN_MS)
+
+
 def empty_canvas(page: Page) -> None:
     """Close dialogs and take all nodes away."""
     close_dialogs(page)
@@ -161,15 +167,20 @@ def graph_to_prompt(page: Page) -> dict:
     return page.evaluate("() => window.app.graphToPrompt()")
 
 
-def queue_from_page(page: Page, timeout: float = 300) -> dict:
-    """Press Run and wait until the run ends: {"status": "success" | "error" | "interrupted", "prompt_id", ...}."""
-    page.evaluate(_LISTEN)
+def press_run(page: Page) -> str:
+    """Press Run and return the prompt's id, without waiting for the run."""
     with page.expect_response(lambda r: r.url.endswith("/prompt") and r.request.method == "POST") as sent:
         page.locator(_RUN_BUTTON).first.click()
     answer = sent.value
     if not answer.ok:
         raise AssertionError(f"ComfyUI refused the prompt: {answer.text()}")
-    prompt_id = answer.json()["prompt_id"]
+    return answer.json()["prompt_id"]
+
+
+def queue_from_page(page: Page, timeout: float = 300) -> dict:
+    """Press Run and wait until the run ends: {"status": "success" | "error" | "interrupted", "prompt_id", ...}."""
+    page.evaluate(_LISTEN)
+    prompt_id = press_run(page)
     page.wait_for_function("id => window.endedPrompts[id]", arg=prompt_id, timeout=timeout * 1000)
     return page.evaluate("id => window.endedPrompts[id]", prompt_id)
 

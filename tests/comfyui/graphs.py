@@ -96,6 +96,10 @@ class Prompt:
         }
         return self.add("PackForcingSampler", **(connected | TINY_SAMPLER | inputs))
 
+    def sampler_beside(self, other: Node, **changes: Any) -> Node:
+        """One more sampler, over the very nodes that another one takes its models and its prompt from."""
+        return self.add("PackForcingSampler", **(self.nodes[other.id]["inputs"] | changes))
+
     def save_latent(self, samples: list) -> Node:
         return self.add("SaveLatent", samples=samples, filename_prefix="latents/test")
 

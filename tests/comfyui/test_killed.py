@@ -10,45 +10,66 @@ import numpy as np
 import pytest
 import torch
 from comfyui import Client, Event, Preview, Server
-from graphs import Prompt, executed, make_latents, output_file
+from graphs import Prompt, executed, make_latents, output_file, tiny_latents
+from torch import Tensor
 
 from packforcing.files.state_journal import read_state
 from packforcing.files.video import probe, read_video
 
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # a crash, a service that restarts, Ctrl-C
+SETTINGS = {"seed": 3}
 
-def test_a_killed_server_loses_nothing_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+
+def test_a_server_that_ends_in_a_run_loses_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is ended in each way in turn, and started again over the same folders. Every run then goes on to the bit."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    output = tmp_path / "output"
+    for count, sign in enumerate(SIGNALS, 1):
+        end_in_a_run(tmp_path, sign)
+        assert len(list((output / "packforcing_states").iterdir())) == count, sign
+    journals = sorted((output / "packforcing_states").iterdir())
+    videos = sorted((output / "packforcing_interrupted").iterdir())
+    made = [read_state(journal).blocks for journal in journals]
+    assert min(made) >= 5
+    waiting = 4 + 5  # in the encoder, and for the fragment's end
+    for journal, video, blocks in zip(journals, videos, made, strict=True):
+        assert journal.name == f"interrupted {video.stem}.safetensors.unfinished"
+        assert probe(video).frames >= 4 * blocks - 3 - 4 - waiting
+    seconds = (max(made) + 2) / 4
     with Server(tmp_path).start() as server, server.client() as client:
+        whole = tiny_latents(server, client, seconds=seconds, **SETTINGS)
+        for journal in journals:
+            assert torch.equal(resumed(server, client, journal, seconds), whole), journal
+    assert sorted((output / "packforcing_states").iterdir()) == journals
+    assert sorted((output / "packforcing_interrupted").iterdir()) == videos
 
-        def kill_in_the_sixth_block(event: Event | Preview) -> None:
+
+def end_in_a_run(base_dir: Path, sign: int) -> None:
+    """Starts a server, and sends it a signal when a long run is in its sixth block."""
+    with Server(base_dir).start() as server, server.client() as client:
+        process = server._process
+
+        def end_in_the_sixth_block(event: Event | Preview) -> None:
             if isinstance(event, Event) and event.type == "progress" and event.data["value"] >= 5 * 3 + 1:
-                os.killpg(server._process.pid, signal.SIGKILL)
+                os.killpg(process.pid, sign)
                 raise InterruptedError
 
         prompt = Prompt()
-        sampler = prompt.sampler(seconds=600)
+        sampler = prompt.sampler(seconds=600, **SETTINGS)
         prompt.save_latent(sampler[0])
         prompt.save_video(sampler[1])
         with pytest.raises(InterruptedError):
-            client.run(prompt.nodes, on_event=kill_in_the_sixth_block)
-    with Server(tmp_path).start() as server, server.client() as client:
-        [journal] = (tmp_path / "output" / "packforcing_states").iterdir()
-        assert journal.name.startswith("interrupted ")
-        made = read_state(journal)
-        assert made.blocks >= 5
-        [video] = (tmp_path / "output" / "packforcing_interrupted").iterdir()
-        waiting = 4 + 5  # in the encoder, and for the fragment's end
-        assert probe(video).frames >= 4 * made.blocks - 3 - 4 - waiting
-        name = f"{journal.name} [output]"
-        assert name in client.object_info()["PackForcingLoadState"]["input"]["required"]["file"][1]["options"]
-        seconds = (made.blocks + 2) / 4
-        prompt = Prompt()
-        state = prompt.add("PackForcingLoadState", file=name)[0]
-        resumed = make_latents(server, client, prompt, prompt.sampler(state=state, seconds=seconds))
-        assert journal.exists()
-        prompt = Prompt()
-        assert torch.equal(resumed, make_latents(server, client, prompt, prompt.sampler(seconds=seconds)))
-        assert list((tmp_path / "output" / "packforcing_interrupted").iterdir()) == [video]
+            client.run(prompt.nodes, on_event=end_in_the_sixth_block)
+        process.wait(60)  # and not by the signals that stop a server of the tests
+
+
+def resumed(server: Server, client: Client, journal: Path, seconds: float) -> Tensor:
+    """The latents of the same graph with a state that a killed run left."""
+    name = f"{journal.name} [output]"
+    assert name in client.object_info()["PackForcingLoadState"]["input"]["required"]["file"][1]["options"]
+    prompt = Prompt()
+    state = prompt.add("PackForcingLoadState", file=name)[0]
+    return make_latents(server, client, prompt, prompt.sampler(state=state, seconds=seconds, **SETTINGS))
 
 
 def test_a_videos_file_goes_with_its_result_and_comes_back_when_deleted(server: Server, client: Client):
