@@ -71,10 +71,10 @@ def is_of(value: object, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def shown(value: object) -> str:
-    """A value as a message shows it, in one line, cut to its length."""
+def shown(value: object, most: int = 60) -> str:
+    """A value as a message shows it, in one line, cut to `most` letters."""
     text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def is_utf8(text: str) -> bool:

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +37,7 @@ class Damage:
     refused: int = 0  # with one sentence
     longest_seconds: float = 0.0
     most_bytes: int = 0
-    problems: Counter[str] = field(default_factory=Counter)  # what happened -> how often
+    problems: dict[str, int] = field(default_factory=dict)  # what happened -> how often
     examples: dict[str, int] = field(default_factory=dict)  # what happened -> the number of one such file
 
     def add(self, number: int, outcome: str, seconds: float, memory: int) -> None:
@@ -48,7 +47,7 @@ class Damage:
         self.longest_seconds = max(self.longest_seconds, seconds)
         self.most_bytes = max(self.most_bytes, memory)
         if outcome not in ("read", "refused"):
-            self.problems[outcome] += 1
+            self.problems[outcome] = self.problems.get(outcome, 0) + 1
             self.examples.setdefault(outcome, number)
 
 

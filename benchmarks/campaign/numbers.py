@@ -9,7 +9,6 @@ import math
 import random
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -148,7 +147,7 @@ class Outcomes:
     worked: int = 0
     refused: int = 0
     longest_seconds: float = 0.0
-    problems: Counter[str] = field(default_factory=Counter)
+    problems: dict[str, int] = field(default_factory=dict)
 
     def add(self, what: str, call: Callable[[], object]) -> None:
         """Calls, and keeps what came of it."""
@@ -160,13 +159,16 @@ class Outcomes:
         except PackForcingError as error:
             self.refused += 1
             if "\n" in str(error) or len(str(error)) > 1000 or not str(error).endswith("."):
-                self.problems[f"{what}: no sentence: {str(error)[:80]!r}"] += 1
+                self._problem(f"{what}: no sentence: {str(error)[:80]!r}")
         except BaseException as error:
-            self.problems[f"{what}: {type(error).__name__}: {str(error)[:80]}"] += 1
+            self._problem(f"{what}: {type(error).__name__}: {str(error)[:80]}")
         seconds = time.process_time() - start
         self.longest_seconds = max(self.longest_seconds, seconds)
         if seconds > LONGEST:
-            self.problems[f"{what}: {seconds:.2f} s"] += 1
+            self._problem(f"{what}: {seconds:.2f} s")
+
+    def _problem(self, told: str) -> None:
+        self.problems[told] = self.problems.get(told, 0) + 1
 
 
 def campaign(pairs: int, seed: int) -> dict[str, Outcomes]:

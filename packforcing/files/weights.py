@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ..checks import shown
 from ..devices import is_out_of_memory
 from ..errors import PackForcingError
 
@@ -141,6 +142,12 @@ def _read_torch(path: Path, head: bytes) -> tuple[dict[str, Any], dict[str, str]
     checkpoint = _torch_load(path, is_zip)
     if not isinstance(checkpoint, Mapping):
         raise PackForcingError(f"{path} holds a {type(checkpoint).__name__}, not named weights: {CHOOSE_CAUSAL_WAN}.")
+    nameless = [name for name, value in checkpoint.items() if isinstance(value, Tensor) and not isinstance(name, str)]
+    if nameless:
+        raise PackForcingError(
+            f"{path} cannot be used: it names a tensor {shown(nameless[0])}, and names of weights are texts; "
+            f"{DOWNLOAD_AGAIN}, or choose another."
+        )
     _check_dense(checkpoint, path)
     metadata = {str(k): str(v) for k, v in checkpoint.items() if isinstance(v, (str, bool, int, float))}
     return dict(checkpoint), metadata

@@ -29,7 +29,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..checks import check_between, check_count
+from ..checks import check_between, check_count, shown
 from ..errors import PackForcingError
 from ..processes import any_process, is_main, process_count, rank, wait_for_all
 from ..telling import tell
@@ -153,8 +153,9 @@ def _taken_up(
     odd = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
     if odd:
         raise PackForcingError(
-            f"The folder {checkpoints.folder.parent} holds a run with another {odd[0]}: {then.get(odd[0])!r}, and now "
-            f"{now.get(odd[0])!r}; give the options it was started with, or another folder."
+            f"The folder {checkpoints.folder.parent} holds a run with another {odd[0][:60]}: "
+            f"{shown(then.get(odd[0]), 300)}, and now {shown(now.get(odd[0]), 300)}; give the options it was started "
+            "with, or another folder."
         )
     for name, learner in trainer.learners.items():
         learner.load(state["learners"][name])
@@ -191,9 +192,9 @@ def _one_turn(trainer: Trainer, config: RunConfig, step: int, turn: str) -> dict
     try:
         norm = learner.update(config.rate(step), config.clip)
     except FloatingPointError:
-        shown = ", ".join(f"{name} {value.item():.4g}" for name, value in sums.items())
+        parts = ", ".join(f"{name} {value.item():.4g}" for name, value in sums.items())
         raise PackForcingError(
-            f"Training broke at step {step}: the gradient of {turn!r} is not finite ({shown}); resume from the "
+            f"Training broke at step {step}: the gradient of {turn!r} is not finite ({parts}); resume from the "
             f"last checkpoint with a lower learning rate or in float32."
         ) from None
     means = mean_over_processes(torch.stack(list(sums.values()))).tolist()

@@ -160,6 +160,13 @@ def test_tensors_that_are_no_dense_numbers_are_refused(tmp_path, says):
     assert "'x.weight'" in text
 
 
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    torch.save({**RAW, 0.5: torch.ones(2)}, tmp_path / "a.pt")
+    assert "it names a tensor 0.5, and names of weights are texts" in sentence(read_state_dict, tmp_path / "a.pt")
+    torch.save({**RAW, "optimizer": {0: {"step": torch.ones(())}}}, tmp_path / "a.pt")  # as optimizers number theirs
+    assert read_state_dict(tmp_path / "a.pt")[0].keys() == {*RAW, "optimizer"}
+
+
 def test_part_of_a_larger_tensor_is_dense(tmp_path):
     whole = torch.arange(64.0).reshape(8, 8)
     torch.save({"a": whole[2:4], "b": whole.T}, tmp_path / "a.pt")
