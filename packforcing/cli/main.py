@@ -1,4 +1,4 @@
-"""The command line: python -m packforcing plan | generate | again | encode | inspect | bench | evaluate | train."""
+"""The command line: videos of any length in fixed memory, and all that belongs to making them."""
 
 from __future__ import annotations
 

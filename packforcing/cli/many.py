@@ -49,7 +49,10 @@ LIST = "prompts.json"  # there: how the videos are made, and what each shows
 UNFINISHED = ".unfinished.mp4"
 
 # Options that may change between a run and its continuation: they do not change the videos, or not but for rounding.
-FREE = ("device", "output", "prompts", "parallel", "json", "overlap", "archive_device", "archive_budget_gb", "run")
+FREE = (
+    *("device", "output", "prompts", "parallel", "json", "overlap", "run"),
+    *("archive_device", "archive_budget_gb", "archive_folder", "weights_device"),
+)
 # Options that are about one video, and what each is without them.
 OF_ONE: dict[str, object] = {
     "--prompt": None,

@@ -159,7 +159,8 @@ def test_a_video_of_each_prompt(prompts: Path, capsys: pytest.CaptureFixture[str
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*.mp4")}
     (folder / "00002.mp4").unlink()
     prompts.write_text(prompts.read_text() + "a red square\n")
-    assert main(many_of(prompts, "--json")) == 0
+    elsewhere = ("--archive-device", "disk", "--archive-folder", f"{prompts.parent}", "--weights-device", "host")
+    assert main(many_of(prompts, "--json", *elsewhere)) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["made"] == 2
     assert videos(folder) == ALL | {"00004.mp4": 5}
     assert (folder / "00002.mp4").read_bytes() == alone.read_bytes()
