@@ -64,6 +64,6 @@ class FailingDisk:
     def cut_power(self, folder: Path, older: set[str]) -> None:
         """Cuts each file to what was on the disk for sure: its length at its last fsync; `older` ones stay."""
         lengths = dict(line.split() for line in self._synced.read_text().splitlines())
-        for file in (each for each in folder.iterdir() if each.name not in older):
+        for file in (each for each in folder.rglob("*") if each.is_file() and each.name not in older):
             found = file.stat()
             os.truncate(file, min(found.st_size, int(lengths.get(str(found.st_ino), 0))))

@@ -6,17 +6,30 @@ import contextlib
 import os
 from pathlib import Path
 
+from ..errors import PackForcingError
 from .writing import part_of, target_of
 
 
 class GrowingFile:
-    """A file that has `.part` behind its name until something of the video is in it."""
+    """A file that has `.part` behind its name until something of the video is in it.
+
+    Raises PackForcingError when what an earlier run left under that name cannot be taken away.
+    """
 
     def __init__(self, path: Path) -> None:
         self._target = target_of(path)
         special = self._target.exists() and not self._target.is_file()  # a device, say, has no file beside it
         self._shown = special
         self.path = self._target if special else part_of(self._target)
+        if special:
+            return
+        try:  # or what a killed run left would be taken for this one's, until its first frame is written
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise PackForcingError(
+                f"{self.path} is there from an earlier run, and cannot be removed ({error.strerror}): close what has "
+                "it open, or choose another name for the video."
+            ) from error
 
     def show(self) -> None:
         """Gives the file its name, once it holds frames. Where open files cannot be renamed, that waits for the end."""

@@ -56,12 +56,26 @@ def save_tensors(
 ) -> None:
     """Writes a safetensors file that is whole or absent. Raises PackForcingError, about `what`, when it cannot."""
     try:
-        with whole_file(path) as part:
-            save_file(dict(tensors), part, None if metadata is None else dict(metadata))
+        with whole_file(path) as part, _folder_for(part) as folder:
+            # safetensors writes a file of its own beside this one. A process that is killed leaves it.
+            save_file(dict(tensors), folder / part.name, None if metadata is None else dict(metadata))
+            (folder / part.name).replace(part)
     except (OSError, SafetensorError) as error:
         raise PackForcingError(
             f"The {what} cannot be written to {path} ({error}): free some space, or choose another folder."
         ) from error
+
+
+@contextmanager
+def _folder_for(part: Path) -> Iterator[Path]:
+    """A folder beside a file that is being written. It goes at the end, and one that a killed process left as well."""
+    folder = part.with_suffix(".temp")  # a name of the same length
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_output_file(path: str | os.PathLike[str] | None, what: str) -> None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from packforcing.errors import PackForcingError
+from packforcing.files import growing_file
 from packforcing.files.video import VideoWriter, _Encoder, probe, read_video
 from packforcing.pixels import to_uint8
 
@@ -156,6 +157,25 @@ def test_an_older_file_stays_until_the_first_frame(tmp_path):
     assert probe(path).frames == 5
     write(path, smooth_frames(7))
     assert probe(path).frames == 7
+
+
+def test_what_a_killed_run_left_is_not_taken_for_the_video(tmp_path):
+    """A whole video under the name with `.part`, as when a run is killed while it makes its file seekable."""
+    write(tmp_path / "b.mp4.part", smooth_frames(40, first=90))
+    write(tmp_path / "a.mp4", frames := smooth_frames(20))
+    wanted = (tmp_path / "a.mp4").read_bytes()
+    write(tmp_path / "b.mp4", frames)
+    assert (tmp_path / "b.mp4").read_bytes() == wanted
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "b.mp4"}
+
+
+def test_what_a_killed_run_left_and_somebody_holds_is_told(tmp_path, monkeypatch):
+    def busy(path, missing_ok):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(growing_file.Path, "unlink", busy)
+    with pytest.raises(PackForcingError, match="is there from an earlier run, and cannot be removed"):
+        growing_file.GrowingFile(tmp_path / "b.mp4")
 
 
 def test_a_file_under_the_final_name_is_never_empty(tmp_path, monkeypatch):
