@@ -6,9 +6,9 @@ into a test process: the first only imports inside ComfyUI, the second would sha
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
-import os
 import random
 import sys
 from collections.abc import Callable
@@ -44,6 +44,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_trainers.py")
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is imported stays: a collection of garbage, which tests of memory ask for often, need not go through it."""
+    gc.freeze()
+
+
 import comfyui as runtime  # noqa: E402  scripts/comfyui.py, by pytest's `pythonpath`
 import launcher  # noqa: E402
 
@@ -63,8 +68,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time() -> None:
-    """Fixed seeds, and no more threads than a small machine has."""
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    """Fixed seeds, and one thread: small tensors gain nothing from a second one, which takes a core while it waits."""
+    torch.set_num_threads(1)
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)

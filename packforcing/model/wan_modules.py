@@ -34,6 +34,11 @@ class Attention(nn.Module):
         self.norm_k = nn.RMSNorm(dim, eps=EPS)
 
 
+def _modulation(count: int, dim: int) -> nn.Parameter:
+    """Of variance 1 / dim. Uniform: normal numbers on the meta device import torch's compiler, which takes a second."""
+    return nn.Parameter(torch.empty(1, count, dim).uniform_(-1, 1).mul_((3 / dim) ** 0.5))
+
+
 class Block(nn.Module):
     def __init__(self, sizes: WanSizes) -> None:
         super().__init__()
@@ -46,7 +51,7 @@ class Block(nn.Module):
         self.ffn = nn.Sequential(
             nn.Linear(dim, sizes.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(sizes.ffn_dim, dim)
         )
-        self.modulation = nn.Parameter(torch.randn(1, MODULATIONS, dim) / dim**0.5)
+        self.modulation = _modulation(MODULATIONS, dim)
 
 
 class Head(nn.Module):
@@ -54,7 +59,7 @@ class Head(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(sizes.dim, eps=EPS, elementwise_affine=False)
         self.head = nn.Linear(sizes.dim, PATCH * PATCH * sizes.channels)
-        self.modulation = nn.Parameter(torch.randn(1, 2, sizes.dim) / sizes.dim**0.5)
+        self.modulation = _modulation(2, sizes.dim)
 
 
 class WanModules(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Mapping
@@ -26,7 +25,8 @@ class Log:
         # A killed run leaves lines after its checkpoint, and half a line. This one writes those steps anew.
         lines = [entry for entry in read_log(self.path) if entry["step"] <= first]
         self.path.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
-        self._first, self._start, self._drawn = first, time.monotonic(), -math.inf
+        self._first, self._start = first, time.monotonic()
+        self._drawn = self._start
         self._sums: dict[str, list[float]] = {}
         if not plots.available():
             tell(f"no {self.picture.name} will be drawn: {plots.MISSING}")
@@ -54,7 +54,7 @@ class Log:
         tell(f"\r\x1b[K{line}" if in_terminal else line, end=end)
 
     def draw(self, at_once: bool) -> None:
-        """Draw the curves; unless `at_once`, not more often than once a minute."""
+        """Draw the curves; unless `at_once`, only a minute after the start or the last time."""
         if plots.available() and (at_once or time.monotonic() - self._drawn > 60):
             plots.curves(read_log(self.path), self.picture)
             self._drawn = time.monotonic()

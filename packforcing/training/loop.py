@@ -98,14 +98,14 @@ def train(trainer: Trainer, config: RunConfig) -> Outcome:
     def minutes() -> float:
         return minutes_before + (time.monotonic() - start) / 60
 
-    def save(step: int) -> None:
+    def save(step: int, last: bool) -> None:
         state = {name: learner.state() for name, learner in trainer.learners.items()}
         if is_main():
             checkpoints.save(
                 step, {"format": FORMAT, "identity": identity, "minutes": minutes(), "learners": state, "step": step}
             )
         if log:
-            log.draw(at_once=step == config.steps)
+            log.draw(at_once=last)
         wait_for_all()  # whichever process reads the newest checkpoint next must find this one
 
     step, saved = first, first
@@ -120,7 +120,7 @@ def train(trainer: Trainer, config: RunConfig) -> Outcome:
             if log:
                 log.add(step, record, minutes(), write=step % config.log_every == 0 or last)
             if last or step % config.save_every == 0:
-                save(step)
+                save(step, last)
                 saved = step
             if last:
                 break

@@ -160,7 +160,8 @@ def test_telling_names_are_the_same_for_the_same_colours_and_others_are_not() ->
 
 
 def test_the_share_asked_for_is_pure_noise() -> None:
-    levels = torch.cat([trainer(place_share=1.0, pure_noise=0.4).samples.drawn(seed).sigma for seed in range(60)])
+    made = trainer(place_share=1.0, pure_noise=0.4)
+    levels = torch.cat([made.samples.drawn(seed).sigma for seed in range(60)])
     assert 0.3 < (levels == 1).float().mean() < 0.5
     assert (levels[levels < 1] > 0).all()
 
@@ -241,7 +242,8 @@ def test_the_branch_is_in_the_share_of_batches_that_is_asked_for() -> None:
         made = trainer(hr=hr, dual_share=share)
         dual = sum(made.batch(MicroBatch(step, "base", range(1), 0)).dual for step in range(100)) / 100
         assert abs(dual - share) < 0.15
-    assert not any(trainer(dual_share=1.0).batch(MicroBatch(step, "base", range(1), 0)).dual for step in range(10))
+    plain = trainer(dual_share=1.0)
+    assert not any(plain.batch(MicroBatch(step, "base", range(1), 0)).dual for step in range(10))
 
 
 def test_what_a_return_gains_from_its_history_is_measured() -> None:

@@ -73,7 +73,8 @@ def test_samples_switch_as_often_as_asked_at_any_block_and_are_refreshed_half_of
     for each, cut, keep in zip(several, cuts, kept, strict=True):
         if not keep:
             assert each.clean_captions == (*each.captions[: cut - 1], *(6 - cut) * (each.captions[cut],))
-    assert not any(len(set(trainer(switch_share=0.0).samples.drawn(seed).captions)) > 1 for seed in range(50))
+    plain = trainer(switch_share=0.0).samples
+    assert not any(len(set(plain.drawn(seed).captions)) > 1 for seed in range(50))
 
 
 def test_the_clean_pass_of_a_refreshed_block_runs_under_the_new_prompt(monkeypatch: pytest.MonkeyPatch) -> None:

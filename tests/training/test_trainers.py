@@ -4,22 +4,22 @@ process and two of `torchrun` make the same step, and what is written can be loa
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
-import signal
 import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from subprocess import DEVNULL
-from typing import IO
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torchrun import ENVIRONMENT, launcher
+from torchrun import ENVIRONMENT
+from warm import Warm
 
 from packforcing.cli.main import main
 from packforcing.demo.models import demo_vae
@@ -36,7 +36,7 @@ from packforcing.training.histories import History
 from packforcing.training.log import read_log
 from packforcing.training.optimizers import JointOptimizer, muon_and_adamw
 
-STEPS = 4
+STEPS = 3
 RUN = ["--threads", "1", "--precision", "float32", "--save-every", "1", "--log-every", "1", "--steps", str(STEPS)]
 RATES = ["--rate", "1e-3", "--warmup", "0"]
 SMALL = ["--width", "64", "--height", "64", "--sink", "4", "--recent", "4"]
@@ -67,36 +67,31 @@ def command(part: str, folder: Path) -> list[str]:
     return [part, *parts[part].split(), *small, *RUN, *RATES]
 
 
-def start(arguments: list[str], processes: int = 1, errors: IO[bytes] | int = DEVNULL) -> subprocess.Popen[bytes]:
-    """A `train` command in a process group of its own, under torchrun where there are several."""
-    return subprocess.Popen(
-        [*launcher(processes), "-m", "packforcing", "train", *arguments],
-        env=ENVIRONMENT,
-        stdout=DEVNULL,
-        stderr=errors,
-        start_new_session=True,
-    )
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    with Warm() as warm:
+        yield warm
 
 
-def finish(arguments: list[str], processes: int = 1) -> None:
-    with tempfile.TemporaryFile() as errors:
-        code = start(arguments, processes, errors).wait(timeout=300)
-        errors.seek(0)
-        assert code == 0, errors.read().decode(errors="replace")[-3000:]
+def finish(warm: Warm, arguments: list[str], processes: int = 1) -> None:
+    """A `train` command, to its end."""
+    with tempfile.NamedTemporaryFile() as errors:
+        code = warm.start(["train", *arguments], errors.name, processes).wait(timeout=300)
+        assert code == 0, Path(errors.name).read_text(errors="replace")[-3000:]
 
 
-def kill_at_random(arguments: list[str], folder: Path, processes: int = 1) -> None:
+def kill_at_random(warm: Warm, arguments: list[str], folder: Path, processes: int = 1) -> None:
     """Starts the command and kills it, all of its processes, in one of its steps or beside a checkpoint."""
     target = random.Random(time.time_ns()).randint(1, STEPS - 1)
-    process = start(arguments, processes)
+    process = warm.start(["train", *arguments], processes=processes)
     deadline = time.monotonic() + 300
     while process.poll() is None and len(read_log(folder / "log.jsonl")) < target:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     time.sleep(random.Random(time.time_ns()).random() * 0.3)
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        process.kill()
+    process.wait(timeout=60)
 
 
 def learnt(folder: Path) -> dict[str, object]:
@@ -108,12 +103,12 @@ def learnt(folder: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("part", ["base", "compressor", "forcing"])
-def test_a_killed_run_ends_with_the_same_weights(part: str, folder: Path, tmp_path: Path) -> None:
+def test_a_killed_run_ends_with_the_same_weights(part: str, warm: Warm, folder: Path, tmp_path: Path) -> None:
     arguments = command(part, folder)
-    finish([*arguments, "--folder", f"{tmp_path / 'whole'}"])
+    finish(warm, [*arguments, "--folder", f"{tmp_path / 'whole'}"])
     killed = [*arguments, "--folder", f"{tmp_path / 'killed'}"]
-    kill_at_random(killed, tmp_path / "killed")
-    finish(killed)
+    kill_at_random(warm, killed, tmp_path / "killed")
+    finish(warm, killed)
     wanted = learnt(tmp_path / "whole")
     torch.testing.assert_close(learnt(tmp_path / "killed"), wanted, rtol=0, atol=0)
     states = [entry for _, _, state in wanted.values() for entry in state.values()]
@@ -122,17 +117,17 @@ def test_a_killed_run_ends_with_the_same_weights(part: str, folder: Path, tmp_pa
     assert (tmp_path / "whole" / "curve.png").stat().st_size > 1000
 
 
-def test_two_processes_killed_end_as_they_should(folder: Path, tmp_path: Path) -> None:
+def test_two_processes_killed_end_as_they_should(warm: Warm, folder: Path, tmp_path: Path) -> None:
     """Under torchrun with FSDP: the same as two processes that were left alone, and, but for rounding, as one."""
     arguments = command("forcing", folder)
     two = [*arguments, "--batch", "1", "--fsdp", "--folder"]
-    finish([*two, f"{tmp_path / 'whole'}"], processes=2)
-    kill_at_random([*two, f"{tmp_path / 'killed'}"], tmp_path / "killed", processes=2)
-    finish([*two, f"{tmp_path / 'killed'}"], processes=2)
+    finish(warm, [*two, f"{tmp_path / 'whole'}"], processes=2)
+    kill_at_random(warm, [*two, f"{tmp_path / 'killed'}"], tmp_path / "killed", processes=2)
+    finish(warm, [*two, f"{tmp_path / 'killed'}"], processes=2)
     wanted = learnt(tmp_path / "whole")
     torch.testing.assert_close(learnt(tmp_path / "killed"), wanted, rtol=0, atol=0)
 
-    finish([*arguments, "--batch", "2", "--folder", f"{tmp_path / 'one'}"])
+    finish(warm, [*arguments, "--batch", "2", "--folder", f"{tmp_path / 'one'}"])
     logs = [read_log(tmp_path / name / "log.jsonl") for name in ("whole", "one")]
     for entry, other in zip(*logs, strict=True):
         for name in ("critic/loss", "critic/gradient", "generator/loss", "generator/gradient"):
@@ -140,24 +135,32 @@ def test_two_processes_killed_end_as_they_should(folder: Path, tmp_path: Path) -
                 assert entry[name] == pytest.approx(other[name], rel=1e-3), (entry["step"], name)
 
 
-def test_what_training_writes_can_be_used(folder: Path, tmp_path: Path) -> None:
-    """The files of base, compressor and forcing make a video."""
-    finish([*command("base", folder), "--folder", f"{tmp_path / 'b'}", "--output", f"{tmp_path / 'base.safetensors'}"])
+def test_what_training_writes_can_be_used(warm: Warm, folder: Path, tmp_path: Path) -> None:
+    """The files of base and compressor. The first command is started as a shell does it."""
+    arguments = [
+        *command("base", folder),
+        "--folder",
+        f"{tmp_path / 'b'}",
+        "--output",
+        f"{tmp_path / 'base.safetensors'}",
+    ]
+    run = [sys.executable, "-m", "packforcing", "train", *arguments]
+    subprocess.run(run, env=ENVIRONMENT, check=True, stdout=DEVNULL, timeout=300)
     assert load_wan(tmp_path / "base.safetensors").shape.dim == 256
     part = command("compressor", folder)
-    finish([*part, "--folder", f"{tmp_path / 'c'}", "--output", f"{tmp_path / 'compressor.safetensors'}"])
+    finish(warm, [*part, "--folder", f"{tmp_path / 'c'}", "--output", f"{tmp_path / 'compressor.safetensors'}"])
     _, metadata = load_compressor(tmp_path / "compressor.safetensors")
     assert (metadata.model_dim, metadata.temporal_stride, metadata.block_frames) == (256, 2, 4)
     measures = read_log(tmp_path / "c" / "log.jsonl")
     assert all(entry["loss"] > 0 for entry in measures)
 
 
-def test_the_branch_learns_what_full_resolution_says(folder: Path, tmp_path: Path) -> None:
+def test_the_branch_learns_what_full_resolution_says(warm: Warm, folder: Path, tmp_path: Path) -> None:
     """A few steps on one rollout bring the velocities closer to those of the whole history."""
     arguments = [*command("compressor", folder), "--evaluate-every", "20", "--folder", f"{tmp_path}"]
     arguments[arguments.index("--steps") + 1] = "20"
     arguments[arguments.index("--rate") + 1] = "3e-3"
-    finish(arguments)
+    finish(warm, arguments)
     losses = [entry["loss"] for entry in read_log(tmp_path / "log.jsonl")]
     last = read_log(tmp_path / "log.jsonl")[-1]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
