@@ -25,7 +25,8 @@ T = TypeVar("T")
 SLOWEST = timedelta(hours=2)  # that one process may be behind the others before they give up
 FOR_EVER = timedelta(days=365)
 PATIENCE = timedelta(seconds=20)  # with a main process that still writes after a failure; `torchrun` has 30
-FAILED, MAIN_LEFT = "packforcing/failed", "packforcing/main-left"  # keys of what `torchrun` keeps for its processes
+# Keys of what `torchrun` keeps for its processes.
+FAILED, MAIN_LEFT, AGREED = "packforcing/failed", "packforcing/main-left", "packforcing/agreed"
 
 
 # --- what `torchrun` says ---------------------------------------------------------------------------------------------
@@ -211,17 +212,29 @@ def _says_another_ended(error: RuntimeError) -> bool:
 # --- processes side by side -------------------------------------------------------------------------------------------
 
 
-def side_by_side(work: Callable[[], T]) -> list[T]:
+FromFirst = Callable[[list[int]], list[int]]
+"""What the first process says, in all of them; each gives what it would say itself."""
+
+
+def side_by_side(work: Callable[[FromFirst], T]) -> list[T]:
     """What every process's work gave, for the main one once all have done it; for the others nothing.
 
-    They need not be as fast as each other. What the work gives must be made of plain values, as JSON has them. Of an
-    error that ends the work one process tells, and the others end with it.
+    They need not be as fast as each other. So what they go by must not change while the first ones are at work already:
+    `work` gets a function by which all go by what the first process found. What the work gives must be made of plain
+    values, as JSON has them. Of an error that ends the work one process tells, and the others end with it.
     """
     if started_processes() == 1:
-        return [work()]
+        return [work(lambda own: own)]
     store, number, count = next(dist.rendezvous("env://"))
+
+    def from_first(own: list[int]) -> list[int]:
+        if number == 0:
+            store.set(AGREED, json.dumps(own))
+        store.wait([AGREED], FOR_EVER)
+        return cast(list[int], json.loads(store.get(AGREED)))
+
     try:
-        own = work()
+        own = work(from_first)
     except Exception:
         if store.add(FAILED, 1) > 1:
             raise SystemExit(1) from None

@@ -33,7 +33,7 @@ BLOCKS = 5
 SMALL = [*SMALL_VIDEO, "--steps", "1", "--update", "few-step"]
 KEPT = ["--save-state", STATE, "--continue-from", STATE, "--latents", LATENTS, "--report", REPORT]
 STORY_FILE = "story.txt"
-STORY = "0:00 a red circle\n0:00.5 a blue square\n0:01 two yellow stars\n"
+STORY = "0:00 a red circle\n0:00.3 a blue square\n0:00.7 two yellow stars\n"
 SCENARIOS = {
     "prompt": ["--prompt", "a red circle"],
     "story": ["--story", STORY_FILE, "--prompt-switch", "blend"],

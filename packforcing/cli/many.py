@@ -23,6 +23,7 @@ from ..generate.long_video import VideoModels
 from ..generate.story import TimedPrompt
 from ..host_memory import is_out_of_host_memory
 from ..processes import (
+    FromFirst,
     any_process,
     distributed,
     in_all,
@@ -104,7 +105,7 @@ def run(options: argparse.Namespace) -> None:
             return
     else:
         with stopping() as heard:
-            done = side_by_side(lambda: own_part(options, heard))
+            done = side_by_side(lambda from_first: own_part(options, heard, from_first))
     if done:
         conclude(options, [Done(**each) for part in done for each in part], time.perf_counter() - started)
 
@@ -228,11 +229,15 @@ def list_of(file: Path) -> dict[str, dict[str, Any]]:
 # --- making them ------------------------------------------------------------------------------------------------------
 
 
-def own_part(options: argparse.Namespace, heard: Stopping) -> list[dict[str, Any]]:
-    """Makes this process's part of what is missing: every Nth video, so that all have as many."""
+def own_part(options: argparse.Namespace, heard: Stopping, from_first: FromFirst) -> list[dict[str, Any]]:
+    """Makes this process's part of what is missing: every Nth video, so that all have as many.
+
+    What is missing is what the first process found to be: the others may look when it has made one.
+    """
     options.device = take_device(options.device)
     tasks = tasks_of(options)
-    own = replace(tasks, tasks=tasks.missing[own_number() :: started_processes()])
+    numbers = from_first([task.number for task in tasks.missing])[own_number() :: started_processes()]
+    own = replace(tasks, tasks=[task for task in tasks.tasks if task.number in numbers])
     telling.mute(own_number() > 0)
     try:
         return made_of(own, heard)

@@ -95,11 +95,14 @@ def check_output_file(path: str | os.PathLike[str] | None, what: str) -> None:
             f"The {what} cannot be written to {path}: the folder {folder} does not exist, create it first."
         )
     try:
-        for file in (target, part_of(target)) if not _is_special(target) else (target,):
-            is_new = not file.exists()
-            file.open("ab").close()  # opens for writing without emptying the file
+        if target.exists():
+            target.open("ab").close()  # opens for writing without emptying the file
+        if not _is_special(target):
+            part = part_of(target)  # and not the file itself, which a process that is killed here would leave empty
+            is_new = not part.exists()
+            part.open("ab").close()
             if is_new:
-                file.unlink()
+                part.unlink()
     except OSError as error:
         advice = "shorten it" if len(os.fsencode(target.name)) > 240 else "choose a folder that you may write to"
         raise PackForcingError(f"The {what} cannot be written to {path} ({error.strerror}): {advice}.") from error

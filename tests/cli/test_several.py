@@ -14,6 +14,7 @@ from torchrun import run_two
 from packforcing import processes
 from packforcing.cli import many
 from packforcing.cli.main import main, parser
+from packforcing.cli.stopping import Stopping
 from packforcing.errors import PackForcingError
 from packforcing.files.encoded_prompts import EncodedPrompt, write_prompts
 from packforcing.files.state_file import load_state
@@ -190,6 +191,21 @@ def test_one_that_fails_leaves_the_others(
     assert videos(prompts.parent / "out") == {name: frames for name, frames in ALL.items() if name != "00002.mp4"}
     assert main(many_of(prompts)) == 0
     assert videos(prompts.parent / "out") == ALL
+
+
+def test_a_process_goes_by_what_was_missing_when_the_first_one_looked(
+    prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one has made its video by now: counted among what is missing still, the second would be nobody's."""
+    options = parser().parse_args(many_of(prompts))
+    (prompts.parent / "out").mkdir()
+    (prompts.parent / "out" / "00001.mp4").touch()
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(many, "made_of", lambda tasks, heard: [task.number for task in tasks.tasks])
+    found: list[list[int]] = []
+    made = many.own_part(options, Stopping(bool), lambda own: found.append(own) or [1, 2, 3])
+    assert (found, made) == ([[2, 3]], [2])
 
 
 def test_two_processes_share_out_the_prompts(prompts: Path) -> None:

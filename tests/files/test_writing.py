@@ -49,3 +49,13 @@ def test_the_longest_name_that_is_accepted_can_be_written(tmp_path: Path) -> Non
     writing.check_output_file(path, "state")
     save_tensors(path, {"x": torch.ones(3)}, None, "state")
     assert names(tmp_path) == {path.name}
+
+
+def test_the_question_whether_a_file_can_be_written_makes_none_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process may be killed at any call."""
+    path = tmp_path / "a.latent"
+    monkeypatch.setattr(Path, "unlink", lambda *_: None)
+    writing.check_output_file(path, "latents")
+    assert names(tmp_path) == {"a.latent.part"}
