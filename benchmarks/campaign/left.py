@@ -81,7 +81,7 @@ def what_is_left(folder: Path, end: End, reference: Reference, power: bool = Fal
     if killed and blocks < end.blocks:
         problems.append(f"{end.blocks} blocks were told, and the state has {blocks}")
     if not killed:
-        problems += [f"{file.name} is left" for file in folder.glob(f"*{PART}")]
+        problems += [f"{file.name} is left" for file in folder.glob(f"*{PART}") if not is_kept(file, reference)]
     if power:
         return Left(problems)
     frames, problem = frames_in_video(folder / VIDEO, reference, flushed=end.code in (1, STOPPED))
@@ -92,6 +92,12 @@ def what_is_left(folder: Path, end: End, reference: Reference, power: bool = Fal
     if end.code == STOPPED and frames != frames_of_blocks(blocks):
         problems.append(f"it was stopped after {blocks} blocks, and the video has {frames} frames")
     return Left(problems, missing)
+
+
+def is_kept(part: Path, reference: Reference) -> bool:
+    """Whether a part is all there is of the video: it plays, and a disk that failed did not let it have its name."""
+    frames, problems = frames_in_video(part, reference, flushed=True) if part.name == VIDEO + PART else (0, [])
+    return frames > 0 and not problems and frames_in_video(part.with_name(VIDEO), reference, flushed=True)[0] == 0
 
 
 def badly_told(end: End) -> Iterator[str]:

@@ -25,9 +25,11 @@ SIX_BLOCKS = ["--seconds", "1.5"]  # the last one chooses among its mid blocks
 TWO_BLOCKS = ["--seconds", "0.5"]
 STORY = ["--prompt", "a red circle", "--at", "0:01", "a blue square", "--prompt-switch", "refresh"]
 
-# The command, of which the second process fails when it has made a block.
+# The command, of which the second process fails when it has made a block. The first one hears of that when this ends.
 FAILING = """
 import os, sys
+from datetime import timedelta
+from packforcing import processes
 from packforcing.cli.main import main
 from packforcing.errors import PackForcingError
 from packforcing.generate.long_video import LongVideo
@@ -38,6 +40,7 @@ def fails(self, index, latents):
 
 if os.environ["RANK"] == "1":
     LongVideo._check_finite = fails
+    processes.PATIENCE = timedelta(seconds=3)
 sys.exit(main(sys.argv[1:]))
 """
 
