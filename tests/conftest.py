@@ -40,7 +40,7 @@ _import_library()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first: of two files at a time, it must not be the last one left."""
+    """The longest file first: of several at a time, it must not be the last one left."""
     items.sort(key=lambda item: item.path.name != "test_trainers.py")
 
 
