@@ -11,7 +11,6 @@ fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-# Three files at a time: one that waits for a server or a browser leaves its core to another. Each takes one thread,
-# since small tensors gain nothing from a second one. `-n 0` is one after the other.
+# Two files at a time, each in one thread: small tensors gain nothing from a second one. `-n 0` is one after the other.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec .venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"
+exec .venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -46,9 +46,12 @@ def browser() -> Iterator[Browser]:
         running.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tab(browser: Browser, server: Server) -> Iterator[Page]:
-    """The frontend in one tab for all tests: opening it takes longer than most of them."""
+    """The frontend in one tab for a file's tests: opening it takes longer than most of them.
+
+    Not for all files: an open page draws all the time, which takes a fifth of a core from the tests that follow.
+    """
     context = browser.new_context(viewport={"width": 1600, "height": 1000})
     opened = context.new_page()
     open_frontend(opened, server.url)
