@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from packforcing.cli.start import is_newer
+from packforcing.cli.start import state_or_journal
 from packforcing.errors import PackForcingError
 from packforcing.files.latent_file import load_latents
 from packforcing.files.state_file import VideoState
-from packforcing.files.state_journal import journal_of, read_state
+from packforcing.files.state_journal import read_state
 from packforcing.files.video import read_video
 from packforcing.files.weights import read_json
 from packforcing.files.writing import PART
@@ -162,11 +162,8 @@ def blocks_in_state(folder: Path, reference: Reference) -> tuple[int, list[str]]
 
 def newest_state(folder: Path) -> VideoState | None:
     """The state from which the same command goes on."""
-    state = folder / STATE
-    journal = journal_of(state)
-    if is_newer(journal, state):
-        return read_state(journal)
-    return read_state(state) if state.exists() else None
+    path = state_or_journal(str(folder / STATE))
+    return read_state(path) if path.exists() else None
 
 
 def others_left(folder: Path) -> Iterator[str]:

@@ -187,7 +187,12 @@ def check_start_share(options: argparse.Namespace) -> None:
 
 
 def check_frozen(options: argparse.Namespace) -> None:
-    """Raises PackForcingError for --frozen without what it trains, or for."""
+    """Raises PackForcingError for --frozen without what it trains, or for; and for a teacher, which has no history."""
+    if options.frozen and options.bidirectional:
+        raise PackForcingError(
+            "--frozen trains the HR branch, which is in a history's mid blocks, but a bidirectional teacher has no "
+            "history: leave out --frozen, or --bidirectional."
+        )
     if options.frozen and not (options.init and options.compressor_output):
         raise PackForcingError(
             "--frozen trains the HR branch for a transformer that stays as it is: give that by --init, and a file for "
@@ -252,7 +257,8 @@ def histories_of(options: argparse.Namespace) -> tuple[History, ...]:
     histories = PLACE_HISTORIES if options.place_clips else HISTORIES
     if not options.frozen:
         return histories
-    chosen = tuple(replace(each, share=each.share * each.has_mids(options.latent_frames)) for each in histories)
+    last = options.latent_frames // BLOCK_FRAMES - 1
+    chosen = tuple(each if each.config().attended_mids(last) else replace(each, share=0.0) for each in histories)
     if not any(each.share for each in chosen):
         raise PackForcingError(
             f"The HR branch is in mid blocks, but a clip of {options.latent_frames} latent frames has no block in the "

@@ -20,11 +20,6 @@ class History:
     repeat_mids: bool = False
     block_frames: int = BLOCK_FRAMES
 
-    def has_mids(self, latent_frames: int) -> bool:
-        """Whether the last block of a clip attends to a compressed one."""
-        before = latent_frames - self.block_frames
-        return self.top_k > 0 and before - self.sink_frames - self.recent_frames >= self.block_frames
-
     def config(self) -> CacheConfig:
         sizes = self.block_frames, self.sink_frames, self.recent_frames, self.top_k
         return CacheConfig(*sizes, repeat_mids=self.repeat_mids)

@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from comfyui import Client, Result, Server
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from packforcing.files.video import read_video
 
 TRAINING_FREE = "training-free (LR branch)"
 
@@ -122,6 +125,12 @@ def saved_latent(server: Server, result: Result, node: Node) -> Tensor:
     """The samples that a Save Latent node wrote in a run."""
     [shown] = result.raise_for_status().outputs[node.id]["latents"]
     return load_file(output_file(server, shown))["latent_tensor"]
+
+
+def saved_frames(server: Server, result: Result, node: str) -> np.ndarray:
+    """The frames [F, H, W, 3] of the video that a Save Video node, by its id, wrote in a run."""
+    [shown] = result.outputs[node]["images"]
+    return read_video(output_file(server, shown))[0]
 
 
 def executed(result: Result, node: Node) -> bool:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from comfyui import Client, Event, Preview, Server
-from graphs import Prompt, executed, make_latents, output_file, tiny_latents
+from graphs import Prompt, executed, make_latents, saved_frames, tiny_latents
 from torch import Tensor
 
 from packforcing.files.state_journal import read_state
-from packforcing.files.video import probe, read_video
+from packforcing.files.video import probe
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)  # a crash, a service that restarts
 SETTINGS = {"seed": 3}
@@ -84,8 +84,7 @@ def test_a_videos_file_goes_with_its_result_and_comes_back_when_deleted(server: 
         saved = prompt.save_video(sampler[1])
         prompt.nodes[saved.id]["inputs"]["filename_prefix"] = prefix
         result = client.run(prompt.nodes).raise_for_status()
-        [shown] = result.outputs[saved.id]["images"]
-        return read_video(output_file(server, shown))[0], executed(result, sampler)
+        return saved_frames(server, result, saved.id), executed(result, sampler)
 
     before = files()
     first, _ = run(811, "one")

@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 from comfyui import REPO, Client, Result, Server, set_widget
 from frontend import close_dialogs, graph_to_prompt, load_workflow, open_frontend, press_run, reload_frontend
-from graphs import forget, output_file
+from graphs import forget, saved_frames
 from playwright.sync_api import ConsoleMessage, Error, Page
-
-from packforcing.files.video import read_video
 
 SIZES = {"width": 64, "height": 64, "seconds": 40.0}  # 40 blocks, so that a page is back long before the end
 SHOWN_MS = 120_000
@@ -67,8 +65,7 @@ def small_quickstart(client: Client) -> dict:
 def frames(server: Server, prompt: dict, result: Result) -> np.ndarray:
     """Of the video that Save Video wrote."""
     [node] = [name for name, node in prompt.items() if node["class_type"] == "SaveVideo"]
-    [shown] = result.raise_for_status().outputs[node]["images"]
-    return read_video(output_file(server, shown))[0]
+    return saved_frames(server, result.raise_for_status(), node)
 
 
 def test_a_reloaded_page_goes_on_to_show_the_run(server: Server, client: Client, page: Page, errors: list[str]):

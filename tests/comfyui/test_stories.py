@@ -20,6 +20,7 @@ from graphs import (
     make_latents,
     output_file,
     save_input_latent,
+    saved_frames,
 )
 from safetensors.torch import load_file
 from torch import Tensor
@@ -278,8 +279,7 @@ def coloured(prompt: Prompt, frames: int, colour: int, fps: float = 8.0) -> list
 
 def joined_video(server: Server, client: Client, prompt: Prompt, **inputs) -> np.ndarray:
     saved = prompt.save_video(prompt.add("PackForcingSideBySide", **inputs)[0])
-    [file] = client.run(prompt.nodes).raise_for_status().outputs[saved.id]["images"]
-    return read_video(output_file(server, file))[0]
+    return saved_frames(server, client.run(prompt.nodes).raise_for_status(), saved.id)
 
 
 def test_core_videos_stand_side_by_side(server: Server, client: Client):
@@ -307,7 +307,7 @@ def test_the_samplers_videos_stand_side_by_side(server: Server, client: Client):
         prompt.add("PackForcingSideBySide", video_1=videos[0], video_2=videos[1], label_1="a", label_2="")[0]
     )
     result = client.run(prompt.nodes).raise_for_status()
-    frames = [read_video(output_file(server, result.outputs[node.id]["images"][0]))[0] for node in (*saved, both)]
+    frames = [saved_frames(server, result, node.id) for node in (*saved, both)]
     left, right = frames[2][:, -64:, :64], frames[2][:, -64:, -64:]
     for alone, beside, other in ((frames[0], left, frames[1]), (frames[1], right, frames[0])):
         error = np.abs(alone.astype(int) - beside).mean()

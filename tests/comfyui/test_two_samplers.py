@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 from comfyui import Client, Event, Preview, Result, Server
-from graphs import Node, Prompt, executed, forget, output_file, saved_latent
+from graphs import Node, Prompt, executed, forget, saved_frames, saved_latent
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 from packforcing.files.state_file import load_state
-from packforcing.files.video import read_video
 
 FIRST = {"seed": 41, "width": 64, "height": 64, "seconds": 1.5}  # 6 blocks
 SECOND = {"seed": 42, "width": 96, "height": 64, "seconds": 2.0}  # 8 blocks
@@ -61,12 +60,7 @@ class Made:
 
 
 def made(server: Server, result: Result, latent: Node, video: Node) -> Made:
-    return Made(saved_latent(server, result, latent), saved_frames(server, result, video))
-
-
-def saved_frames(server: Server, result: Result, video: Node) -> np.ndarray:
-    [shown] = result.outputs[video.id]["images"]
-    return read_video(output_file(server, shown))[0]
+    return Made(saved_latent(server, result, latent), saved_frames(server, result, video.id))
 
 
 def alone(server: Server, client: Client, **inputs: float) -> Made:
@@ -145,7 +139,7 @@ def test_cancel_in_the_second_leaves_the_first_whole(server: Server, client: Cli
 
     result = client.run(row.prompt.nodes, on_event=cancel)
     assert result.status == "interrupted"
-    assert np.array_equal(saved_frames(server, result, row.videos[0]), both[0].frames)
+    assert np.array_equal(saved_frames(server, result, row.videos[0].id), both[0].frames)
     assert row.videos[1].id not in result.outputs
     latent, video, state = sorted(files_of_runs(server) - before)
     assert (latent.name, video.name) == (f"{latent.stem}.latent", f"{latent.stem}.mp4")

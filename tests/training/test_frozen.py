@@ -73,6 +73,8 @@ def test_another_run_is_told_by_its_description() -> None:
 def test_what_it_needs_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "base", "--frozen", "--init", "x.safetensors"]) == 1
     assert "give that by --init, and a file for the compressor by --compressor-output" in capsys.readouterr().err
+    assert main(["train", "base", "--frozen", "--bidirectional"]) == 1
+    assert "leave out --frozen, or --bidirectional" in capsys.readouterr().err
 
 
 def test_the_command_writes_the_compressor_and_no_transformer(

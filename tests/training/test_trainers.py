@@ -36,7 +36,7 @@ from packforcing.training.histories import History
 from packforcing.training.log import read_log
 from packforcing.training.optimizers import JointOptimizer, muon_and_adamw
 
-STEPS = 3
+STEPS = 4
 RUN = ["--threads", "1", "--precision", "float32", "--save-every", "1", "--log-every", "1", "--steps", str(STEPS)]
 RATES = ["--rate", "1e-3", "--warmup", "0"]
 SMALL = ["--width", "64", "--height", "64", "--sink", "4", "--recent", "4"]
@@ -118,7 +118,7 @@ def test_a_killed_run_ends_with_the_same_weights(part: str, warm: Warm, folder: 
 
 
 def test_two_processes_killed_end_as_they_should(warm: Warm, folder: Path, tmp_path: Path) -> None:
-    """Under torchrun with FSDP: the same as two processes that were left alone, and, but for rounding, as one."""
+    """As torchrun starts them, with FSDP: as two processes that were left alone and, but for rounding, as one."""
     arguments = command("forcing", folder)
     two = [*arguments, "--batch", "1", "--fsdp", "--folder"]
     finish(warm, [*two, f"{tmp_path / 'whole'}"], processes=2)
