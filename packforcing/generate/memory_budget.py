@@ -37,8 +37,7 @@ class DecoderMemory:
 
     def peak(self, size: FrameSize, frames: int) -> int:
         """Most bytes that it holds while `frames` latent frames go through; what it remembers is included."""
-        count = max(30.6 + 24.1 * frames, 24.8 + 26.1 * frames) if self.copies else 28.7 + 16.1 * frames
-        return int(count * self._frame(size))
+        return int((24.7 + (26.1 if self.copies else 14.1) * frames) * self._frame(size))
 
     def _frame(self, size: FrameSize) -> int:
         return size.width * size.height * self.dim * self.itemsize

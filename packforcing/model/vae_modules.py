@@ -58,12 +58,29 @@ class CausalConv3d(Temporal, Conv3d):
         self.remembered = kernel[0] - time_stride
 
     def forward(self, x: Tensor, history: History) -> Tensor:  # type: ignore[override]  # takes the history, too
-        if self.remembered:
-            past = history[self.name] if self.name in history else self.zeros_before(x)
-            x = torch.cat([past, x], dim=2)
-            # The clone lets go of the rest of x, which a view would keep alive until the next chunk.
-            history[self.name] = x[:, :, -self.remembered :].clone()
-        return super().forward(x)
+        return self.convolved(self.with_past(x, history))
+
+    def with_past(self, x: Tensor, history: History, norm: RMSNorm | None = None) -> Tensor:
+        """What `convolved` reads, [B, C, remembered + T, H, W]: the frames that are remembered, then x or `norm(x)`."""
+        if not self.remembered:
+            return x if norm is None else norm(x)
+        batch, channels, frames, height, width = x.shape
+        shape = batch, channels, self.remembered + frames, height, width
+        whole = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+        # Taken out, so that it need not wait for what replaces it.
+        whole[:, :, : self.remembered] = history.pop(self.name) if self.name in history else 0
+        now = whole[:, :, self.remembered :]  # made after that: autograd knows a view by what was written before it
+        if norm is None:
+            now.copy_(x)
+        else:
+            norm.into(x, now)
+        # The clone lets go of the rest, which a view would keep alive until the next chunk.
+        history[self.name] = whole[:, :, -self.remembered :].clone()
+        return whole
+
+    def convolved(self, whole: Tensor) -> Tensor:
+        """The convolution of what `with_past` gives, [B, C', T, H, W]."""
+        return super().forward(whole)
 
     def zeros_before(self, x: Tensor) -> Tensor:
         """The zeros that stand before the video's first frame, [B, C, remembered, H, W], in x's memory format."""
@@ -72,12 +89,26 @@ class CausalConv3d(Temporal, Conv3d):
         return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x)).zero_()
 
 
+class Normed(Temporal, nn.Sequential):
+    """Norms, each followed by the causal convolution that reads what it writes."""
+
+    def forward(self, x: Tensor, history: History) -> Tensor:  # type: ignore[override]  # takes the history, too
+        norms = [layer for layer in self if isinstance(layer, RMSNorm)]
+        convolutions = [layer for layer in self if isinstance(layer, CausalConv3d)]
+        for norm, convolution in zip(norms, convolutions, strict=True):
+            whole = convolution.with_past(x, history, norm)
+            del x  # else it would stay while the convolution runs, and `whole` while the next norm does
+            x = convolution.convolved(whole)
+            del whole
+        return x
+
+
 class ResidualBlock(Temporal):
     """Two convolutions, each after norm and SiLU, beside a shortcut: [B, in_dim, T, H, W] -> [B, out_dim, T, H, W]."""
 
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__()
-        self.residual = Chain(
+        self.residual = Normed(
             RMSNorm(in_dim, axes=3, silu=True),
             nn.Identity(),  # SiLU in the original; keeps the numbers in the checkpoint's keys, as below
             CausalConv3d(in_dim, out_dim, (3, 3, 3)),
@@ -183,9 +214,8 @@ def each_frame(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """That of [B, C, T, H, W]: channels last, or else plain."""
-    last = x.is_contiguous(memory_format=torch.channels_last_3d)
-    return torch.channels_last_3d if last else torch.contiguous_format
+    """That of [B, C, T, H, W], or of what it is a part of: channels last, or else plain."""
+    return torch.channels_last_3d if x.stride(1) == 1 else torch.contiguous_format
 
 
 def frames_of(x: Tensor) -> Tensor:
@@ -211,9 +241,9 @@ def middle(dim: int) -> Chain:
     return Chain(ResidualBlock(dim, dim), AttentionBlock(dim), ResidualBlock(dim, dim))
 
 
-def head(dim: int, out_dim: int) -> Chain:
+def head(dim: int, out_dim: int) -> Normed:
     """The last layers of encoder and decoder."""
-    return Chain(RMSNorm(dim, axes=3, silu=True), nn.Identity(), CausalConv3d(dim, out_dim, (3, 3, 3)))
+    return Normed(RMSNorm(dim, axes=3, silu=True), nn.Identity(), CausalConv3d(dim, out_dim, (3, 3, 3)))
 
 
 class Encoder(Temporal):

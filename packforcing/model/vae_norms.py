@@ -1,4 +1,8 @@
-"""The VAE's norms: one function for each, which torch.compile can make one kernel of."""
+"""The VAE's norms: one function for each, which torch.compile can make one kernel of.
+
+They write into a tensor that is given. So a norm's result lies where the next convolution reads it, behind the frames
+that came before, and is not copied there.
+"""
 
 from __future__ import annotations
 
@@ -10,49 +14,82 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-Norm = Callable[[Tensor, Tensor], Tensor]
-"""(x [B, C, ...], gamma [C, 1, ...]) -> the normalised x, of its shape."""
+Norm = Callable[[Tensor, Tensor, Tensor], None]
+"""(x [B, C, ...], gamma [C, 1, ...], out): writes the normalised x into `out`, of its shape."""
 
 
-def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
-    """Scales the channels of each position of x [B, C, ...] to length sqrt(C), and multiplies by gamma [C, 1, ...]."""
-    # Not by vector_norm: with it a whole decode on a CPU takes 1.2 times (float32) to 1.6 times (bfloat16) as long.
-    # The squares are summed in float32. Those of float16 are also computed in float32, since they would overflow.
-    squares = (x.float() if x.dtype == torch.float16 else x).square().sum(dim=1, keepdim=True, dtype=torch.float32)
-    # The least length is one that x's type can hold: in float16 the usual 1e-12 would round to zero, and an all-zero
-    # pixel would become nan. It is applied before the root, so that the gradient at zero is finite.
+def lengths(x: Tensor, spare: Tensor | None = None) -> Tensor:
+    """Of the channels of each position of x [B, C, ...], in x's type [B, 1, ...]; no less than what that can hold.
+
+    `spare`: a tensor like x that may be overwritten, if there is one.
+    """
+    # In float16 the usual 1e-12 would round to zero, and an all-zero pixel would become nan.
     floor = max(1e-12, torch.finfo(x.dtype).tiny)
-    length = squares.clamp_min(floor**2).sqrt()
-    return x / length.to(x.dtype) * (gamma * math.sqrt(x.shape[1])).to(x.dtype)
+    if x.device.type == "cpu" and x.stride(1) != 1:
+        # There vector_norm takes up to ten times as long. The squares of float16 would overflow in their own type.
+        squares = x.float().square() if x.dtype == torch.float16 else torch.square(x, out=spare)
+        # The floor is applied before the root, so that the gradient at zero is finite.
+        length = squares.sum(dim=1, keepdim=True, dtype=torch.float32).clamp_min(floor**2).sqrt()
+    else:
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min(floor)
+    return length.to(x.dtype)
 
 
-def rms_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
+def rms_norm(x: Tensor, gamma: Tensor, out: Tensor) -> None:
+    """Scales the channels of each position of x [B, C, ...] to length sqrt(C), and multiplies by gamma [C, 1, ...]."""
+    scale = (gamma * math.sqrt(x.shape[1])).to(x.dtype)
+    if is_traced():
+        out.copy_(x / lengths(x) * scale)
+    else:
+        torch.div(x, lengths(x, spare=out), out=out).mul_(scale)
+
+
+def rms_norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> None:
     """`rms_norm`, then SiLU."""
-    return F.silu(rms_norm(x, gamma))
+    if is_traced():
+        normed = torch.empty_like(x)
+        rms_norm(x, gamma, normed)
+        out.copy_(F.silu(normed))
+    else:
+        rms_norm(x, gamma, out)
+        F.silu(out, inplace=True)
 
 
-# The orders in memory that occur for [B, C, H, W] and [B, C, T, H, W]: plain, frame by frame, channels last.
-ORDERS = {4: ((0, 1, 2, 3), (0, 2, 3, 1)), 5: ((0, 1, 2, 3, 4), (0, 2, 1, 3, 4), (0, 2, 3, 4, 1))}
+def is_traced() -> bool:
+    """Whether autograd needs what comes between, or a compiler makes one kernel of all: then nothing is overwritten."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 
-def on_rows(function: Norm, x: Tensor, gamma: Tensor) -> Tensor:
-    """`function(x, gamma)`, with x brought to the shape [N, C, M] for it. No gradients.
+# For frames [B, C, H, W], and for clips [B, C, T, H, W]: as they are, or with time first, for frames that lie one after
+# the other, each of them plain.
+ORDERS = {4: ((0, 1, 2, 3),), 5: ((0, 1, 2, 3, 4), (0, 2, 1, 3, 4))}
 
-    N and M are the positions before and after the channels, in the order in which x lies in memory. So a compiled
-    function sees few kinds of shapes and strides, and is compiled only a few times.
+
+def on_rows(function: Norm, x: Tensor, gamma: Tensor, out: Tensor) -> None:
+    """`function(x, gamma, out)`, with x and `out` as views [N, C, M]. No gradients.
+
+    N and M are the positions before and after the channels. So a compiled function sees few kinds of shapes and
+    strides, and is compiled only a few times.
     """
     for order in ORDERS[x.ndim]:
-        moved = x.permute(order)
-        if moved.is_contiguous():
-            break
-    else:
-        order, moved = ORDERS[x.ndim][0], x.contiguous()
+        rows, into = as_rows(x, order), as_rows(out, order)
+        if rows is not None and into is not None:
+            # `.data` gives plain tensors: for a view, torch.compile also looks at the tensor behind it.
+            return function(rows.data, gamma.view(-1, 1).data, into.data)
+    plain = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    on_rows(function, x.contiguous(), gamma, plain)
+    out.copy_(plain)
+
+
+def as_rows(x: Tensor, order: tuple[int, ...]) -> Tensor | None:
+    """A view [N, C, M] of x with its axes in this order, or None where there is none."""
+    moved = x.permute(order)
     at = order.index(1)
-    shape = moved.shape
-    rows = moved.view(math.prod(shape[:at]), shape[at], math.prod(shape[at + 1 :]))
-    back = [order.index(axis) for axis in range(x.ndim)]
-    # `.data` gives plain tensors: for a view, torch.compile also looks at the tensor behind it.
-    return function(rows.data, gamma.view(-1, 1).data).view(shape).permute(back)
+    shape = math.prod(moved.shape[:at]), moved.shape[at], math.prod(moved.shape[at + 1 :])
+    try:
+        return moved.view(shape)
+    except RuntimeError:  # the axes that would become one do not lie so
+        return None
 
 
 class RMSNorm(nn.Module):
@@ -63,6 +100,12 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim, *[1] * axes))
         self.function: Norm = rms_norm_silu if silu else rms_norm
 
-    def forward(self, x: Tensor) -> Tensor:
+    def into(self, x: Tensor, out: Tensor) -> None:
+        """Writes the norm of x into `out`, a tensor or a part of one."""
         # A view, not the parameter: torch.compile would take the shape of a parameter as fixed.
-        return self.function(x, self.gamma[:])
+        self.function(x, self.gamma[:], out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        self.into(x, out)
+        return out

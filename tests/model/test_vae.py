@@ -5,6 +5,7 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor
 
@@ -457,14 +458,27 @@ def test_norms_are_compiled_for_all_layers_at_once(vae, compiled_graphs):
 
 @pytest.mark.parametrize("function", [rms_norm, rms_norm_silu])
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (0, 2, 1, 3, 4), (0, 2, 3, 4, 1), (4, 2, 0, 1, 3)], ids=str)
-def test_norms_on_rows_are_norms(order, function):
-    """Whatever the order of the axes in memory, which stays as it was where it is one that occurs."""
+@pytest.mark.parametrize("out_order", [(0, 1, 2, 3, 4), (0, 2, 3, 4, 1)], ids=str)
+@pytest.mark.parametrize("first", [0, 2])
+def test_norms_on_rows_are_norms(order, out_order, first, function):
+    """Whatever the orders of the axes in memory, and also into a part of a tensor, of which the rest stays."""
     shape = (2, 3, 4, 5, 6)
-    back = [order.index(axis) for axis in range(5)]
-    x, gamma = seeded(*(shape[axis] for axis in order)).permute(back), 1 + seeded(3, 1, 1, 1)
-    assert x.shape == shape
-    found = on_rows(function, x, gamma)
-    assert_close(found, function(x, gamma))
-    assert found.stride() == (x if order[0] == 0 else x.contiguous()).stride()
-    frames = x[:, :, 1]
-    assert_close(on_rows(function, frames, gamma[..., 0]), function(frames, gamma[..., 0]))
+
+    def ordered(axes, shape):
+        return seeded(*(shape[axis] for axis in axes)).permute([axes.index(axis) for axis in range(5)])
+
+    x, gamma = ordered(order, shape), 1 + seeded(3, 1, 1, 1)
+    whole = ordered(out_order, (2, 3, first + 4, 5, 6))
+    before = whole[:, :, :first].clone()
+    on_rows(function, x, gamma, whole[:, :, first:])
+    assert_close(whole[:, :, first:], norm_by_definition(x, gamma, silu=function is rms_norm_silu))
+    assert torch.equal(whole[:, :, :first], before)
+    frames, out = x[:, :, 1], whole[:, :, 1]
+    on_rows(function, frames, gamma[..., 0], out)
+    assert_close(out, norm_by_definition(frames, gamma[..., 0], silu=function is rms_norm_silu))
+
+
+def norm_by_definition(x, gamma, silu):
+    """Wan's: F.normalize over the channels, times sqrt(C) gamma."""
+    y = F.normalize(x, dim=1) * x.shape[1] ** 0.5 * gamma
+    return F.silu(y) if silu else y
