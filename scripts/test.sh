@@ -11,6 +11,5 @@ fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-# Two files at a time, each in one thread: small tensors gain nothing from a second one. `-n 0` is one after the other.
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# Two files at a time, each in one thread (tests/conftest.py). `-n 0` is one after the other.
 exec .venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.util
+import os
 import random
 import sys
 from collections.abc import Callable
@@ -62,13 +63,16 @@ class _RootIsNoPackage:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Small tensors gain nothing from a second thread, which takes a core while it waits. It also changes last bits.
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
     # A plug-in and not a hook of this file: pytest asks a conftest only about folders below it.
     config.pluginmanager.register(_RootIsNoPackage(), "root-is-no-package")
 
 
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time() -> None:
-    """Fixed seeds, and one thread: small tensors gain nothing from a second one, which takes a core while it waits."""
+    """Fixed seeds, and the one thread, whatever the test before has asked for."""
     torch.set_num_threads(1)
     random.seed(0)
     np.random.seed(0)

@@ -35,7 +35,6 @@ def test_the_short_form_finds_nothing_wrong(tmp_path: Path):
         capture_output=True,
         text=True,
         timeout=500,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(results.read_text())

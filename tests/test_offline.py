@@ -34,7 +34,7 @@ CALL_OUT = "socket.create_connection(('192.0.2.1', 80), timeout=2)"
 
 def run(code: str, folder: Path, *arguments: str, alone: bool) -> subprocess.CompletedProcess[str]:
     """Runs Python code; `alone`: in a namespace without a network."""
-    environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
     command = [*(ALONE if alone else ()), sys.executable, "-c", code, *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 

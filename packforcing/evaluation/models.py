@@ -11,6 +11,7 @@ from ..demo.models import demo_compressor, demo_transformer, demo_vae
 from ..devices import fast_dtype, usable_device
 from ..files.compressor_file import load_compressor
 from ..files.weights import read_state_dict
+from ..generate.autotune import use_usual_vae_layout
 from ..model.causal_wan import CausalWan
 from ..model.compressor import TRAINING_FREE, Compressor, CompressorChoice
 from ..model.load import digest, load_wan_modules
@@ -65,6 +66,7 @@ def load(sources: Sources) -> Models:
     dtype = DTYPES[sources.dtype]
     modules = load_wan_modules(sources.model) if sources.model else build_wan_modules(SIZES["tiny"], demo_transformer())
     vae = load_vae(read_state_dict(sources.vae)[0] if sources.vae else demo_vae(), fast_dtype(device), device)
+    use_usual_vae_layout(vae)
     wan = CausalWan(modules.to(device, dtype), dtype=dtype, device=device)
     return Models(wan, vae, compressor_choice(sources))
 

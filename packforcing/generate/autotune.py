@@ -99,12 +99,19 @@ def tried_attention(model: ModelShape, layout: Layout, device: torch.device, dty
 def tune_vae_layout(vae: WanVAE, size: FrameSize, room_to_copy: bool = True) -> bool:
     """Brings a VAE into the memory format in which its device decodes faster. Returns whether that is channels last.
 
-    On a GPU that is channels last, unless the plain format is clearly faster in a trial. In the plain format cuDNN
-    copies what a convolution reads and writes: without `room_to_copy` it is not tried. On a CPU nothing is tried: for
-    oneDNN in float32 it is channels last, and else the plain format (docs/performance.md).
+    On a GPU both are tried, but without `room_to_copy`: in the plain format cuDNN copies what a convolution reads and
+    writes. Elsewhere, and if the plain one is not clearly faster, it is the usual one.
     """
     if vae.device.type == "cuda" and room_to_copy:
         return try_vae_layouts(vae, size)
+    return use_usual_vae_layout(vae)
+
+
+def use_usual_vae_layout(vae: WanVAE) -> bool:
+    """Brings a VAE into the memory format that is usual on its device. Returns whether that is channels last.
+
+    It is on a GPU, and on a CPU in float32, for oneDNN (docs/performance.md).
+    """
     last = vae.device.type == "cuda" or takes_onednn(vae.conv2.weight)
     vae.to_layout(last)
     return last

@@ -26,7 +26,6 @@ def soak() -> Iterator[ModuleType]:
 
 
 def test_a_video_holds_its_files_threads_and_positions(soak: ModuleType, monkeypatch: pytest.MonkeyPatch):
-    torch.set_num_threads(1)
     monkeypatch.setattr(soak, "SAMPLES", 3)
     found = soak.long_video(9)
     samples = found["samples"]

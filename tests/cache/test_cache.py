@@ -32,8 +32,6 @@ from torch import Tensor
 from packforcing.cache.cache import Cache
 from packforcing.config import CacheConfig, FrameSize, Layout, ModelShape
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def check_block(cache: Cache, everything: Everything, stream: Stream) -> list[list[Place]]:
     """One block's life: the first denoising step, the clean pass; each layer's context against the slow model's."""

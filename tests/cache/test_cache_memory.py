@@ -10,8 +10,6 @@ from torch import Tensor
 from packforcing.cache.cache import Cache
 from packforcing.generate.record import PARTITIONS
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def storages(cache: Cache) -> list[int]:
     """Addresses of the memory behind every tensor that the cache's contexts and buffers show."""

@@ -26,8 +26,6 @@ from torch import Tensor
 from packforcing.cache.cache import Cache
 from packforcing.cache.deferred import DeferredCache
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def live_late(cache: DeferredCache, stream: Stream, blocks: int) -> Iterator[list[Tensor]]:
     """As `run_blocks`, the compressed form of each block in the clean pass of the next; yields what it attends to, and

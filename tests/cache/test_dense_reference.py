@@ -35,12 +35,6 @@ SIGMA = 0.9375
 SIZES = WanSizes(dim=DIM, ffn_dim=FFN_DIM, layers=LAYERS, heads=HEADS, text_dim=TEXT_DIM)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tensors this small lose more to a second thread than they gain, most of all on a busy machine."""
-    torch.set_num_threads(1)
-
-
 # --- everything kept: one dense pass under a block-causal mask ----------------------------------------
 
 BLOCKS = 5

@@ -25,8 +25,6 @@ from hypothesis import example, given, settings
 from packforcing.cache.cache import Cache
 from packforcing.cache.deferred import DeferredCache
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 AGAIN = 7  # the step of the stream that a refreshed block's tokens are drawn from
 
 

@@ -11,8 +11,6 @@ from packforcing.cache.cache import Cache
 from packforcing.cache.selection import runs
 from packforcing.config import ModelShape
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_the_first_steps_choice_holds_for_the_other_steps_and_the_clean_pass() -> None:
     layout = small_layout()

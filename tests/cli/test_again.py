@@ -34,7 +34,6 @@ SECOND = ["--model", "tiny", *SMALL_VIDEO, "--seconds", "1"]
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.set_num_threads(1)  # so small tensors lose more to a second thread than they gain
 
 
 def generate(*options: str) -> None:

@@ -30,13 +30,6 @@ from packforcing.presets import preset_named
 REPO = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convolutions this small wait longer for a second thread than they gain from it."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(1)
-
-
 def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "packforcing", *arguments]
     return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)

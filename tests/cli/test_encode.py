@@ -21,12 +21,6 @@ from packforcing.training.models import encoded_prompts
 WORDS = ["a red circle", "it starts to rain", "画面"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tensors this small lose more to a second thread than they gain, most of all on a busy machine."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, with an encoder and a file of prompts."""

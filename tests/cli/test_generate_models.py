@@ -23,12 +23,6 @@ from packforcing.model.compressor import TRAINING_FREE, CompressorChoice
 LAYER = "blocks.1.ffn.0"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tensors this small lose more to a second thread than they gain, most of all on a busy machine."""
-    torch.set_num_threads(1)
-
-
 def options(tmp_path: Path, model: dict[str, Tensor], *more: str) -> list[str]:
     """A command line for a model of its own, with files for the rest."""
     save_file(model, tmp_path / "model.safetensors")

@@ -53,7 +53,6 @@ def test_lines_from_a_pipe_steer_the_video(tmp_path: Path, monkeypatch: pytest.M
     assert summary["story"] == record["summary"]["story"]
 
     monkeypatch.chdir(tmp_path)
-    torch.set_num_threads(1)
     Path("story.txt").write_text(summary["story"])
     files = ["--output", "again.mp4", "--save-state", "again.safetensors"]
     assert main([*GENERATE, *files, "--story", "story.txt"]) == 0

@@ -32,11 +32,6 @@ STORY = "# a short one\n0:00 a red circle\n0:01 a blue square\n"
 START = 5  # 1 s lies between block 4 at 0.8125 s and block 5 at 1.0625 s
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def video_of(*options: str) -> LongVideo:
     parsed = parser().parse_args(["generate", *SMALL, *options])
     return prepared(parsed, requested(parsed)).video

@@ -31,7 +31,6 @@ COMMAND = ["generate", "--model", "tiny", "--prompt", "a red circle", *SMALL_VID
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
 
 

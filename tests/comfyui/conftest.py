@@ -19,11 +19,7 @@ PACK_FOLDER = "my-pack-1.2+copy"
 @pytest.fixture(scope="session")
 def server(comfy_path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests: `.base_dir`, `.port`, `.url`, `.log`, `.client()`."""
-    with pytest.MonkeyPatch.context() as environment:
-        # Beside the tests and a browser a second thread mostly waits for its core, and the first for the second.
-        environment.setenv("OMP_NUM_THREADS", "1")
-        running = Server(tmp_path_factory.mktemp("comfyui"), pack_folder=PACK_FOLDER).start()
-    with running:
+    with Server(tmp_path_factory.mktemp("comfyui"), pack_folder=PACK_FOLDER).start() as running:
         yield running
 
 

@@ -20,9 +20,8 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM)  # a crash, a service that restarts
 SETTINGS = {"seed": 3}
 
 
-def test_a_server_that_ends_in_a_run_loses_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_server_that_ends_in_a_run_loses_nothing_of_it(tmp_path: Path):
     """It is ended in each way in turn, and started again over the same folders. Every run then goes on to the bit."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     output = tmp_path / "output"
     for count, sign in enumerate(SIGNALS, 1):
         end_in_a_run(tmp_path, sign)

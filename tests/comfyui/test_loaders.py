@@ -26,12 +26,6 @@ from packforcing.model.load import load_wan_modules, make_causal_wan
 FP8 = torch.float8_e4m3fn
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tensors this small lose more to a second thread than they gain, most of all on a busy machine."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def loaders(pack: ModuleType) -> ModuleType:
     return importlib.import_module(f"{pack.__name__}.nodes.loaders")

@@ -69,10 +69,7 @@ def newest(comfy_path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
     if not folder.is_dir():
         pytest.fail("There is no newer frontend: run scripts/setup.sh.", pytrace=False)
     base = tmp_path_factory.mktemp("newest-frontend")
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("OMP_NUM_THREADS", "1")
-        server = Server(base, options=("--front-end-root", str(folder))).start()
-    with server:
+    with Server(base, options=("--front-end-root", str(folder))).start() as server:
         yield server
 
 

@@ -19,10 +19,7 @@ def saved_video(server: Server, client: Client) -> Path:
     return output_file(server, shown)
 
 
-def test_two_servers_make_the_same_bytes(
-    server: Server, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as the other one has it
+def test_two_servers_make_the_same_bytes(server: Server, client: Client, tmp_path: Path):
     one = saved_video(server, client)
     with Server(tmp_path).start() as second, second.client() as its_client:
         other = saved_video(second, its_client)

@@ -39,12 +39,6 @@ REPO = Path(__file__).resolve().parents[2]
 SQUARES = "two red squares bounce on a blue background"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Convolutions this small wait longer for a second thread than they gain from it."""
-    torch.set_num_threads(1)
-
-
 def settings(*names: str, seconds: tuple[float, ...] = (1.0, 2.0), **changes: object) -> Settings:
     chosen = tuple(policy(name) for name in names or ("packforcing",))
     tiny = {"size": FrameSize(64, 64), "sampling": Sampling(steps=1), "prompts": 1}

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from packforcing.cli.main import main
@@ -52,11 +51,6 @@ from packforcing.pixels import to_uint8
 from packforcing.world.places import Tour
 
 TINY = ["--size", "64x64", "--steps", "1", "--device", "cpu"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def settings(*names: str, gaps: tuple[int, ...] = (1,), **changes: object) -> RecallSettings:

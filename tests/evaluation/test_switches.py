@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from packforcing.cli.main import main
 from packforcing.config import FrameSize
@@ -29,11 +28,6 @@ from packforcing.generate.story import SWITCHES
 from packforcing.world.captions import parse
 from packforcing.world.drawing import render_uint8
 from packforcing.world.scenes import compose, evaluation_prompts
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

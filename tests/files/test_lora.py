@@ -17,12 +17,6 @@ RANK, ALPHA, STRENGTH = 4, 6.0, 0.75
 DIFFUSERS = ("blocks.0.attn1.to_q", "blocks.1.attn2.to_out.0", "blocks.1.ffn.net.0.proj", "blocks.1.ffn.net.2")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tensors this small lose more to a second thread than they gain, most of all on a busy machine."""
-    torch.set_num_threads(1)
-
-
 def pairs():
     generator = torch.Generator().manual_seed(5)
     return {

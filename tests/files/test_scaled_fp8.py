@@ -17,12 +17,6 @@ FP8 = torch.float8_e4m3fn
 LINEARS = [f"blocks.{i}.{part}" for i in range(2) for part in ("self_attn.q", "cross_attn.o", "ffn.0", "ffn.2")]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tensors this small lose more to a second thread than they gain, most of all on a busy machine."""
-    torch.set_num_threads(1)
-
-
 def scaled(layout, by_row=False, dtype=FP8):
     """A Wan's tensors with some layers in scaled fp8; the weights that they stand for; and the file's header."""
     plain = random_state_dict(SIZES, seed=3)

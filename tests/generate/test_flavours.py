@@ -20,12 +20,6 @@ from packforcing.generate.schedule import schedule_of_sigmas
 from packforcing.inspector import report
 from packforcing.presets import PRESET_NAMES, PRESETS, preset_named
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 # The lists of the published configurations once more, as they are written there.
 CONFIGURATIONS = {
     "self-forcing": SelfForcing([1000, 750, 500, 250]),

@@ -27,11 +27,6 @@ LENGTHS = {"a cat": TEXT_LENGTH, "it rains": TEXT_LENGTH + 4, "the sun": 3}
 TWO_RECENT = replace(CONFIG, recent_frames=2 * FRAMES)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def encode(words: str) -> torch.Tensor:
     return seeded(1, LENGTHS[words], TEXT_DIM, seed=len(words))
 
@@ -57,7 +52,6 @@ def the_story(make: Any, wan: Any, told: Any, switch: str, *config: Any, **given
 @pytest.fixture(scope="module")
 def whole(make, wan) -> dict[str, list[Any]]:
     """The blocks of the told story, by switch: what saying it must make."""
-    torch.set_num_threads(1)
     return {switch: list(the_story(make, wan, TOLD, switch).blocks(BLOCKS)) for switch in SWITCHES}
 
 

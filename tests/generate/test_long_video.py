@@ -44,16 +44,9 @@ from packforcing.model.compressor import Compressor, HRBranch
 from packforcing.model.vae import init_vae
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tensors this small lose more to a second thread than they gain, most of all on a busy machine."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def run(make) -> SimpleNamespace:
     """Nine blocks in one go: what the other ways of making them are compared with."""
-    torch.set_num_threads(1)  # as in the tests: a matrix product's last bits depend on the number of threads
     video = make()
     blocks = list(video.blocks(9))
     return SimpleNamespace(blocks=blocks, latents=latents_of(blocks), record=video.record)

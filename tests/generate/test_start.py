@@ -41,11 +41,6 @@ from packforcing.generate.start import (
 from packforcing.model.vae import StreamingDecoder, encode_clip, init_vae
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def by_single_frames(wan, given: torch.Tensor, frames: int, seed: int) -> torch.Tensor:
     """The frames after those given, by a cache of one-frame blocks that holds the given ones as its history: one pass
     over `frames` frames at once, at their places in time."""

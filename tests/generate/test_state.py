@@ -20,11 +20,6 @@ from packforcing.model.causal_wan import CausalWan
 from packforcing.model.compressor import Compressor
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def told(*starts: int) -> tuple[StatePrompt, ...]:
     return tuple(StatePrompt(s, f"from {s}", seeded(1, TEXT_LENGTH, TEXT_DIM, seed=2 + s)) for s in starts)
 

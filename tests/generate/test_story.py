@@ -58,11 +58,6 @@ BLOCKS = 9
 TWO_RECENT = {"recent_frames": 2 * FRAMES}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def texts(wan) -> list[TextKV]:
     return [prompt(wan, seed=20 + i, length=length) for i, length in enumerate(LENGTHS)]
@@ -75,7 +70,6 @@ def story(texts: list[TextKV], switch: str = "keep", blend_blocks: int = 3, star
 @pytest.fixture(scope="module")
 def whole(make, texts):
     """Nine blocks of a story in one go, by switch: what the other ways of making them are compared with."""
-    torch.set_num_threads(1)
     videos = {}
     for switch in SWITCHES:
         video = make(text=story(texts, switch))

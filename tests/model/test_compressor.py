@@ -29,12 +29,6 @@ BLOCKS_AND_STRIDES = [(1, 1), (2, 1), (3, 1), (4, 1), (2, 2), (3, 2), (4, 2)]
 ROWS_AND_COLUMNS = [(rows, 17 - rows) for rows in range(4, 14)]  # each size from 4 to 13, on both axes
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tensors this small lose more to a second thread than they gain, most of all on a busy machine."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def vae() -> WanVAE:
     return init_vae(dim=4, seed=3).requires_grad_(False)

@@ -43,12 +43,6 @@ WIDTHS = (16, 6, 7, 8, DIM)  # of a small network; the published one's are 16, 6
 NAMES = {0: 0, 2: 1, 4: 2, 6: 3}  # a convolution's place in the file's Sequential -> its number
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tensors this small lose more to a second thread than they gain, most of all on a busy machine."""
-    torch.set_num_threads(1)
-
-
 def network(widths: tuple[int, ...] = WIDTHS) -> dict[str, Tensor]:
     """The compressor's tensors under the names that the project's module has."""
     tensors = {}

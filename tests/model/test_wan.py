@@ -21,12 +21,6 @@ SIZES = WanSizes(dim=DIM, ffn_dim=FFN_DIM, layers=3, heads=HEADS, text_dim=TEXT_
 SIGMAS = (1.0, 0.9375, 5 / 6, 0.625, 0.1, 0.0)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tensors this small lose more to a second thread than they gain, most of all on a busy machine."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def model(comfy) -> nn.Module:
     return comfy_wan(comfy)

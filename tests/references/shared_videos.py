@@ -154,7 +154,6 @@ class Counted(TorchDispatchMode):
 
 
 def main(folder: str) -> None:
-    torch.set_num_threads(1)
     with joined("cpu"), torch.no_grad():
         model = wan(HeadShare(rank(), process_count()))
         counted = Counted()

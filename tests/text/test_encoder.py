@@ -22,12 +22,6 @@ CPU = torch.device("cpu")
 PROMPTS = ("a red circle", "the camera pans over a small blue lake, then it starts to rain; " * 3, "")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tensors this small lose more to a second thread than they gain, most of all on a busy machine."""
-    torch.set_num_threads(1)
-
-
 def opened(path: Path, **options: object) -> TextEncoder:
     return open_text_encoder(str(path), None, CPU, **options)
 

@@ -92,7 +92,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def toy_process(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """This file as a program: trains the toy in the folder."""
-    environment = {**os.environ, "PYTHONPATH": f"{REPO}", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{REPO}"}
     return subprocess.Popen(
         [sys.executable, __file__, str(folder), *arguments], env=environment, start_new_session=True
     )
@@ -259,7 +259,6 @@ def test_a_wrong_option_is_named(option: str, value: object) -> None:
 
 
 def main(folder: str, pause: str, rank: str = "") -> None:
-    torch.set_num_threads(1)
     if not rank:
         train(Toy(float(pause)), config(Path(folder), log_every=1))
         return
