@@ -25,11 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from packforcing.demo.models import WEIGHTS
 from packforcing.files.compressor_file import load_compressor
 from packforcing.model.compressor import HRBranch, hr_branch
-from packforcing.training.clips import ClipSet, LatentClips
+from packforcing.training.clips import ClipSet, LatentClips, loudness
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "packforcing" / "weights"
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 HELD_OUT = 0.1  # of the clips
 LARGE = 4  # what is larger than so many latent pixels is no detail: a quarter of a frame of 16
@@ -41,7 +41,7 @@ class Blocks:
 
     latents: Tensor  # [N, 16, T, h, w]
     forms: dict[str, Tensor]  # name -> compressed form [N, features]
-    loudness: Tensor  # [16, 1, 1, 1], the weights of the channels' errors, as in `train base`
+    loudness: Tensor  # [16], the weights of the channels' errors, as in `train base`
     held_out: int  # the last blocks, which measure, and as many before them, which choose the penalty
 
 
@@ -53,17 +53,20 @@ def blocks_of(clips: LatentClips, hr: HRBranch) -> Blocks:
     with torch.no_grad():
         tokens = torch.cat([hr(part) for part in latents.split(256)]).flatten(1)
     tokens = tokens * (lr.std() / tokens.std())  # of one size, so that one penalty is as strict with both
-    stds = latents[: 256 * count].std(dim=(0, 2, 3, 4))
     forms = {"LR": lr, "HR": tokens, "LR and HR": torch.cat([lr, tokens], dim=1)}
     held_out = count * max(1, round(len(clips) * HELD_OUT))  # no clip is in two parts
-    return Blocks(latents, forms, (stds / stds.mean()).view(-1, 1, 1, 1), held_out)
+    return Blocks(latents, forms, loudness(clips.latents), held_out)
 
 
 def ridge(inputs: Tensor, targets: Tensor, penalty: float) -> Tensor:
     """Weights [features + 1, outputs], of which the last row is added, that take inputs to targets [N, outputs]."""
-    with_one = F.pad(inputs, (0, 1), value=1.0)
-    square = with_one.T @ with_one + penalty * torch.eye(with_one.shape[1])
-    return torch.linalg.solve(square, with_one.T @ targets)
+    rows = with_one(inputs)
+    return torch.linalg.solve(rows.T @ rows + penalty * torch.eye(rows.shape[1]), rows.T @ targets)
+
+
+def with_one(inputs: Tensor) -> Tensor:
+    """Inputs [N, features] with a 1 after each."""
+    return F.pad(inputs, (0, 1), value=1.0)
 
 
 def details(latents: Tensor) -> Tensor:
@@ -76,26 +79,26 @@ def measured(blocks: Blocks) -> dict[str, dict[str, float]]:
     """For each compressed form: the error of the latents, and the share of the details' variance that is kept."""
     count, held_out = len(blocks.latents), blocks.held_out
     train, choose, test = torch.arange(count).split([count - 2 * held_out, held_out, held_out])
-    flat = blocks.latents.flatten(1)
+    flat, weights = blocks.latents.flatten(1), blocks.loudness.view(-1, 1, 1, 1)
 
     def error(found: Tensor, true: Tensor) -> float:
-        return float(((found - true).square() * blocks.loudness).mean())
+        return float(((found - true).square() * weights).mean())
 
-    def found(form: Tensor, penalty: float, which: Tensor) -> Tensor:
-        return (F.pad(form[which], (0, 1), value=1.0) @ ridge(form[train], flat[train], penalty)).view(
-            len(which), *blocks.latents.shape[1:]
-        )
+    def made(form: Tensor, fitted: Tensor, which: Tensor) -> Tensor:
+        return (with_one(form[which]) @ fitted).view(len(which), *blocks.latents.shape[1:])
 
     results = {}
     fine = details(blocks.latents[test])
     for name, form in blocks.forms.items():
-        penalty = min(PENALTIES, key=lambda p: error(found(form, p, choose), blocks.latents[choose]))
-        made = found(form, penalty, test)
+        fits = {penalty: ridge(form[train], flat[train], penalty) for penalty in PENALTIES}
+        errors = {penalty: error(made(form, fit, choose), blocks.latents[choose]) for penalty, fit in fits.items()}
+        penalty = min(errors, key=errors.__getitem__)
+        again = made(form, fits[penalty], test)
         results[name] = {
             "numbers": form.shape[1],
             "penalty": penalty,
-            "error": error(made, blocks.latents[test]),
-            "details_kept": 1 - error(details(made), fine) / error(fine, torch.zeros(())),
+            "error": error(again, blocks.latents[test]),
+            "details_kept": 1 - error(details(again), fine) / error(fine, torch.zeros(())),
         }
     mean = flat[train].mean(dim=0).view(blocks.latents.shape[1:])
     results["nothing"] = {"numbers": 0, "error": error(mean, blocks.latents[test]), "details_kept": 0.0}

@@ -62,11 +62,7 @@ class CausalConv3d(Temporal, Conv3d):
 
     def with_past(self, x: Tensor, history: History, norm: RMSNorm | None = None) -> Tensor:
         """What `convolved` reads, [B, C, remembered + T, H, W]: the frames that are remembered, then x or `norm(x)`."""
-        if not self.remembered:
-            return x if norm is None else norm(x)
-        batch, channels, frames, height, width = x.shape
-        shape = batch, channels, self.remembered + frames, height, width
-        whole = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+        whole = empty_frames(x, self.remembered + x.shape[2])
         # Taken out, so that it need not wait for what replaces it.
         whole[:, :, : self.remembered] = history.pop(self.name) if self.name in history else 0
         now = whole[:, :, self.remembered :]  # made after that: autograd knows a view by what was written before it
@@ -81,12 +77,6 @@ class CausalConv3d(Temporal, Conv3d):
     def convolved(self, whole: Tensor) -> Tensor:
         """The convolution of what `with_past` gives, [B, C', T, H, W]."""
         return super().forward(whole)
-
-    def zeros_before(self, x: Tensor) -> Tensor:
-        """The zeros that stand before the video's first frame, [B, C, remembered, H, W], in x's memory format."""
-        batch, channels, _, height, width = x.shape
-        shape = batch, channels, self.remembered, height, width
-        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x)).zero_()
 
 
 class Normed(Temporal, nn.Sequential):
@@ -162,7 +152,7 @@ class Upsample(Temporal):
             return interleave(time_conv(x, history))
         # The video's first frame stays one frame, and the convolution never sees it: zeros stand in its place.
         first, rest = x[:, :, :1], x[:, :, 1:]
-        history[time_conv.name] = time_conv.zeros_before(first)
+        history[time_conv.name] = empty_frames(first, time_conv.remembered).zero_()
         if rest.shape[2] == 0:
             return first
         return torch.cat([first, interleave(time_conv(rest, history))], dim=2)
@@ -216,6 +206,13 @@ def each_frame(layer: nn.Module, x: Tensor) -> Tensor:
 def memory_format(x: Tensor) -> torch.memory_format:
     """That of [B, C, T, H, W], or of what it is a part of: channels last, or else plain."""
     return torch.channels_last_3d if x.stride(1) == 1 else torch.contiguous_format
+
+
+def empty_frames(x: Tensor, count: int) -> Tensor:
+    """Memory for `count` frames like those of x [B, C, T, H, W], in its memory format."""
+    batch, channels, _, height, width = x.shape
+    shape = batch, channels, count, height, width
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
 def frames_of(x: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ from .base_samples import (
     stacked,
 )
 from .blocks import levels_like, walk_blocks
-from .clips import LatentClips
+from .clips import LatentClips, loudness
 from .histories import (
     BLOCK_BEFORE,
     BLOCK_FRAMES,
@@ -107,9 +107,7 @@ class BaseTrainer:
         clips = data.clips
         self.size = FrameSize(clips.clips.size, clips.clips.size)
         self._start = start
-        # The errors of a channel weigh as much as the channel varies: the VAE scales channels by how much they show.
-        stds = clips.latents[:256].float().std(dim=(0, 2, 3, 4), keepdim=True)
-        self.loudness = (stds / stds.mean()).to(self.device)  # [1, 16, 1, 1, 1]
+        self.loudness = loudness(clips.latents).view(1, -1, 1, 1, 1).to(self.device)
 
     def describe(self) -> Mapping[str, Any]:
         away, places, twins = self.data.away, self.data.places, self.data.twins

@@ -196,6 +196,15 @@ class LatentClips:
         return self.latents[number].float(), self.compressed[number].float(), self.captions[number]
 
 
+def loudness(latents: Tensor) -> Tensor:
+    """How much each channel varies in the first clips of latents [N, 16, T, h, w]: [16], of mean 1.
+
+    The errors of a channel weigh as much, since the VAE scales channels by how much they show.
+    """
+    stds = latents[:256].float().std(dim=(0, 2, 3, 4))
+    return stds / stds.mean()
+
+
 def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the metadata of a shard. Raises PackForcingError when it is damaged."""
     try:

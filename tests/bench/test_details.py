@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from benchmark import imported
 
 from packforcing.config import LATENT_CHANNELS
 from packforcing.demo.models import demo_vae
@@ -17,21 +14,10 @@ from packforcing.model.compressor import HRBranch
 from packforcing.model.vae import load_vae
 from packforcing.training.clips import ClipSet, LatentClips, prepare
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "details.py"
+details = imported("details")
 
 
-@pytest.fixture(scope="module")
-def details() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("details", PATH)
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [*sys.path])  # the module adds to it
-        patch.setitem(sys.modules, "details", module)  # where its dataclasses look
-        spec.loader.exec_module(module)
-        yield module
-
-
-def test_what_a_form_holds_is_found_and_what_it_lacks_is_not(details: ModuleType):
+def test_what_a_form_holds_is_found_and_what_it_lacks_is_not():
     """Latents that are a linear map of one form, without their details of another, and nothing of a third."""
     generator = torch.Generator().manual_seed(0)
     whole = torch.randn(600, 32, generator=generator)
@@ -42,7 +28,7 @@ def test_what_a_form_holds_is_found_and_what_it_lacks_is_not(details: ModuleType
         "large": torch.nn.functional.avg_pool3d(latents, (1, 4, 4)).flatten(1),
         "none": torch.randn(600, 8, generator=generator),
     }
-    found = details.measured(details.Blocks(latents, forms, torch.ones(2, 1, 1, 1), held_out=60))
+    found = details.measured(details.Blocks(latents, forms, torch.ones(2), held_out=60))
     variance = latents[-60:].var(dim=0).mean().item()
     assert found["whole"]["error"] < 1e-4 * variance
     assert found["whole"]["details_kept"] > 0.999
@@ -52,7 +38,7 @@ def test_what_a_form_holds_is_found_and_what_it_lacks_is_not(details: ModuleType
     assert fine.unflatten(3, (2, 4)).unflatten(5, (2, 4)).mean(dim=(4, 6)).abs().max() < 1e-5
 
 
-def test_blocks_of_clips_have_the_forms_of_the_compressor(details: ModuleType, tmp_path: Path):
+def test_blocks_of_clips_have_the_forms_of_the_compressor(tmp_path: Path):
     clips = ClipSet(10, latent_frames=4, size=64)
     prepare(tmp_path, clips, load_vae(demo_vae(), torch.float32))
     hr = HRBranch((LATENT_CHANNELS, 8, 8, 8, 8, 24), temporal_stride=2).requires_grad_(False)

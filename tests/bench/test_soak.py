@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
-
 import pytest
 import torch
+from benchmark import imported
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "soak.py"
-
-
-@pytest.fixture(scope="module")
-def soak() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("soak", PATH)
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [*sys.path])  # the module adds to it
-        patch.setitem(sys.modules, "soak", module)  # where its dataclasses look
-        spec.loader.exec_module(module)
-        yield module
+soak = imported("soak")
 
 
-def test_a_video_holds_its_files_threads_and_positions(soak: ModuleType, monkeypatch: pytest.MonkeyPatch):
+def test_a_video_holds_its_files_threads_and_positions(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(soak, "SAMPLES", 3)
     found = soak.long_video(9)
     samples = found["samples"]
@@ -37,12 +21,12 @@ def test_a_video_holds_its_files_threads_and_positions(soak: ModuleType, monkeyp
     assert found["growth"]["record_mb"] > 0
 
 
-def test_a_key_that_stands_a_frame_off_is_seen(soak: ModuleType):
+def test_a_key_that_stands_a_frame_off_is_seen():
     keys = torch.randn(1, 16, 2, 128).double()
     size = soak.FrameSize(64, 64)
     assert (soak.turned(keys, 6, size) - soak.turned(keys, 7, size)).abs().max() > 0.1
 
 
-def test_a_record_is_counted_with_all_that_it_holds(soak: ModuleType):
+def test_a_record_is_counted_with_all_that_it_holds():
     empty, full = soak.BlockRecord(1, []), soak.BlockRecord(1, [[1000] * 16] * 4)
     assert soak.record_bytes([full]) - soak.record_bytes([empty]) > 4 * 16 * 28

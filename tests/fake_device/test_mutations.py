@@ -73,7 +73,7 @@ PLACES = [
     (Mutation(Archive._pinned.fget, 'self.device.type == "cuda"', "False"), case("archive on the host")),
     (Mutation(vae_latents._latent_statistics, "to_device(", "(lambda x, device: x)("), START_IMAGE),
     (Mutation(NoiseSource.next, "to_device(", "(lambda x, device: x)("), step("forcing")),
-    (Mutation(BaseTrainer.__init__, "(stds / stds.mean()).to(self.device)", "stds / stds.mean()"), step("base")),
+    (Mutation(BaseTrainer.__init__, ".view(1, -1, 1, 1, 1).to(self.device)", ".view(1, -1, 1, 1, 1)"), step("base")),
 ]  # fmt: skip
 
 # What is not waited for, or more often than it must be.
