@@ -52,7 +52,8 @@ def blocks_of(clips: LatentClips, hr: HRBranch) -> Blocks:
     lr = clips.compressed.float().flatten(0, 1).flatten(1)
     with torch.no_grad():
         tokens = torch.cat([hr(part) for part in latents.split(256)]).flatten(1)
-    tokens = tokens * (lr.std() / tokens.std())  # of one size, so that one penalty is as strict with both
+    # Of one size, so that one penalty is as strict with both. A branch that was not trained gives zeros.
+    tokens = tokens * (lr.std() / tokens.std().clamp_min(1e-12))
     forms = {"LR": lr, "HR": tokens, "LR and HR": torch.cat([lr, tokens], dim=1)}
     held_out = count * max(1, round(len(clips) * HELD_OUT))  # no clip is in two parts
     return Blocks(latents, forms, loudness(clips.latents), held_out)

@@ -42,8 +42,16 @@ def test_blocks_of_clips_have_the_forms_of_the_compressor(tmp_path: Path):
     clips = ClipSet(10, latent_frames=4, size=64)
     prepare(tmp_path, clips, load_vae(demo_vae(), torch.float32))
     hr = HRBranch((LATENT_CHANNELS, 8, 8, 8, 8, 24), temporal_stride=2).requires_grad_(False)
-    blocks = details.blocks_of(LatentClips(tmp_path, clips), hr)
+    for parameter in hr.parameters():  # a new branch gives zeros
+        parameter.normal_(std=0.1)
+    encoded = LatentClips(tmp_path, clips)
+    blocks = details.blocks_of(encoded, hr)
     assert blocks.latents.shape == (10, 16, 4, 8, 8)
+    latents, lr, _ = encoded[3]
+    torch.testing.assert_close(blocks.latents[3], latents)
+    torch.testing.assert_close(blocks.forms["LR"][3], lr.flatten())
+    tokens = hr(latents[None]).flatten()
+    torch.testing.assert_close(blocks.forms["HR"][3] / blocks.forms["HR"][3].std(), tokens / tokens.std())
     assert {name: form.shape for name, form in blocks.forms.items()} == {
         "LR": (10, 16 * 2 * 2 * 2),
         "HR": (10, 24 * 2),
