@@ -159,7 +159,7 @@ FLAVOURS = (
     Flavour(
         "demo",
         rf"^{TINY}$",
-        "packforcing/demo/models.py, docs/training.md",
+        "packforcing/demo/models.py, docs/demo-models.md",
         block_frames=4,
         timesteps=(),
         steps=8,

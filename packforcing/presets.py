@@ -60,7 +60,7 @@ PRESETS = (
         "demo",
         CacheConfig(),
         "the demo models",
-        "what they were trained with: blocks of 4, and the mid slots filled (docs/training.md)",
+        "what they were trained with: blocks of 4, and the mid slots filled (docs/demo-models.md)",
     ),
 )
 PRESET_NAMES = tuple(preset.name for preset in PRESETS)

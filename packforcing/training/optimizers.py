@@ -19,7 +19,7 @@ FULL_RATE_INPUTS = 256  # a matrix under AdamW with more inputs learns at a smal
 class FloatMuon(Optimizer):
     """Muon with each update made orthogonal in the gradients' own type; PyTorch's does it in bfloat16.
 
-    On a CPU without instructions for bfloat16 that is most of the time of a step (docs/training.md, "Optimizers").
+    On a CPU without instructions for bfloat16 that is most of the time of a step (docs/demo-models.md, "Optimizers").
     Hyperparameters and state are those of PyTorch's Muon, so a run may go on with either.
 
     Args:

@@ -178,7 +178,7 @@ def test_the_command_trains_exports_and_goes_on(
 
 
 def test_the_shipped_vae_reconstructs_a_held_out_scene() -> None:
-    """What docs/training.md says of it: 28.6 dB for the worst of 12 clips."""
+    """What docs/demo-models.md says of it: 28.6 dB for the worst of 12 clips."""
     shipped = Path(train_vae.__file__).parent.parent / "weights" / "demo_vae.safetensors"
     weights, metadata = read_state_dict(shipped)
     assert metadata["command"].startswith("python -m packforcing train vae")
