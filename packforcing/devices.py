@@ -49,7 +49,7 @@ def release_unused_memory(device: torch.device) -> None:
 def fast_dtype(device: torch.device | str) -> torch.dtype:
     """bfloat16 where the device multiplies it at least as fast as float32, and else float32.
 
-    A CPU without instructions for bfloat16 takes 50 to 100 times as long as in float32 (docs/demo-models.md, "The VAE").
+    Without instructions for bfloat16 a CPU takes 50 to 100 times as long (docs/demo-models.md, "The VAE").
     """
     if torch.device(device).type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return torch.bfloat16

@@ -1,7 +1,8 @@
 """The demo models: tiny, Wan-shaped, trained on the synthetic world, so that every path runs on any machine.
 
-Their weights lie in `packforcing/weights/`. The header of each file says which command made it (docs/demo-models.md). The
-models draw what is in their world (moving coloured shapes, and landscapes that a camera pans over), and nothing else.
+Their weights lie in `packforcing/weights/`. The header of each file says which command made it (docs/demo-models.md).
+The models draw what is in their world (moving coloured shapes, and landscapes that a camera pans over), and nothing
+else.
 """
 
 from __future__ import annotations
