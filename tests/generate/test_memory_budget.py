@@ -85,7 +85,7 @@ def test_the_decoder_holds_what_is_said(
     ],
     ids=str,
 )
-@pytest.mark.parametrize(("vae_dim", "overlap"), [(0, False), (16, False), (16, True)])
+@pytest.mark.parametrize(("vae_dim", "overlap"), [(0, False), (32, False), (32, True)])
 def test_a_run_holds_what_is_said(
     vae_dim: int, overlap: bool, dtype: torch.dtype, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,7 +36,7 @@ from packforcing.training.histories import History
 from packforcing.training.log import read_log
 from packforcing.training.optimizers import JointOptimizer, muon_and_adamw
 
-STEPS = 3
+STEPS = 4
 RUN = ["--threads", "1", "--precision", "float32", "--save-every", "1", "--log-every", "1", "--steps", str(STEPS)]
 RATES = ["--rate", "1e-3", "--warmup", "0"]
 SMALL = ["--width", "64", "--height", "64", "--sink", "4", "--recent", "4"]
